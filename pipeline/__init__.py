@@ -1,0 +1,1 @@
+"""Quantized parameter-efficient fine-tuning, compared reproducibly."""

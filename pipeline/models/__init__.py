@@ -1,0 +1,1 @@
+"""Loads a base, finds its sites, puts adapters on them, rebuilds the states that are shipped."""
