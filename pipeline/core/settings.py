@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 TARGET = "_target_"
@@ -26,14 +26,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_target(cls, value: object) -> object:
-        return {k: v for k, v in value.items() if k != TARGET} if isinstance(value, dict) else value
-
     def node(self) -> dict[str, Any]:
         """Return the plain JSON node that `build` turns back into this object."""
-        nested = {k: v.node() for k, v in self if isinstance(v, Settings)}
+        fields = type(self).model_fields
+        nested = {k: v.node() for k, v in self if isinstance(v, Settings) and BUILT in fields[k].metadata}
         return {TARGET: f"{type(self).__module__}.{type(self).__qualname__}"} | self.model_dump(mode="json") | nested
 
 
@@ -63,7 +59,7 @@ def parse(cls: type[S], node: Mapping[str, Any], where: str = "") -> S:
         SettingsError: one line per wrong key.
     """
     try:
-        return cls.model_validate_json(json.dumps(dict(node)), strict=True)
+        return cls.model_validate_json(json.dumps({k: v for k, v in node.items() if k != TARGET}), strict=True)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(cls, where, one) for one in error.errors())) from None
     except ValueError as error:
@@ -83,14 +79,16 @@ def target_class(node: Mapping[str, Any], where: str = "") -> type[Settings]:
     """Import and return the class that `node["_target_"]` names, without building it."""
     target = node.get(TARGET) if isinstance(node, Mapping) else None
     if not isinstance(target, str) or not target.startswith("pipeline."):
-        raise SettingsError(f"{where or 'settings'}.{TARGET}: must name a class of this package ('pipeline.…'), got {target!r}.")
+        raise SettingsError(
+            f"{where + '.' if where else ''}{TARGET}: must name a class of this package ('pipeline.…'), got {target!r}."
+        )
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ModuleNotFoundError, AttributeError):
-        raise SettingsError(f"{where or 'settings'}.{TARGET}: there is no class {target!r}.") from None
+        raise SettingsError(f"{where + '.' if where else ''}{TARGET}: there is no class {target!r}.") from None
     if not (isinstance(found, type) and issubclass(found, Settings)):
-        raise SettingsError(f"{where or 'settings'}.{TARGET}: {target!r} is not a settings class.")
+        raise SettingsError(f"{where + '.' if where else ''}{TARGET}: {target!r} is not a settings class.")
     return found
 
 
@@ -128,5 +126,6 @@ def _build_nested(value: object) -> object:
     return build(value) if isinstance(value, Mapping) and TARGET in value else value
 
 
-Built = Annotated[S, BeforeValidator(_build_nested)]
+BUILT = BeforeValidator(_build_nested)
+Built = Annotated[S, BUILT]
 """`Built[Base]`: a field whose node names its own class by `_target_`; the class must derive from `Base`."""
