@@ -63,9 +63,9 @@ clean:  ## remove .venv and caches; results/ stays
 
 .venv/sweep.stamp: pyproject.toml constraints.txt | .venv/made.stamp
 	@echo "Installing the locked packages into .venv: some minutes, once"
-	python -m pip install --quiet --compile --constraint constraints.txt --editable .
+	python -m pip install --quiet --quiet --compile --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/dev.stamp: .venv/sweep.stamp
-	python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev]'
+	python -m pip install --quiet --quiet --compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
