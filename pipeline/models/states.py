@@ -1,0 +1,145 @@
+"""The states in which a fine-tune is scored: as trained, merged, and re-quantized.
+
+| state | weight of an adapted site |
+|---|---|
+| base | the base's own, no adapter |
+| trained | the base's own, adapter beside it |
+| merged-original | update(W16), dense |
+| merged-dequantized | update(dequantize(W4)), dense |
+| requantized-original | quantize(update(W16)) |
+| requantized-dequantized | quantize(update(dequantize(W4))) |
+
+A method that holds several adapters at once (DyLoRA's ranks) has one label a point: `trained@r4`.
+No merged weights are written to disk: a state is rebuilt in memory, and its digest says that it is the same one.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.adapters.base import Method
+from pipeline.core.frozen import FrozenLinear
+from pipeline.core.settings import SettingsError, nearest
+from pipeline.core.site import Site
+from pipeline.core.update import Update
+from pipeline.models.load import Base
+from pipeline.quantization.base import Format, StoredLinear
+from pipeline.quantization.none import Dense
+
+STATES = (
+    "base", "trained", "merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Label:
+    """One state at one point of the method (None where the method has no points)."""
+
+    state: str
+    at: int | None = None
+
+    def __str__(self) -> str:
+        """Return `state`, or `state@r4` at a point."""
+        return self.state if self.at is None else f"{self.state}@r{self.at}"
+
+
+def labels(states: list[str], method: Method, format_: Format) -> tuple[list[Label], dict[str, str]]:
+    """Return the labels to build, and for each state that cannot be built the reason."""
+    wanted, skipped = [], {}
+    for state in states:
+        if state not in STATES[1:]:
+            hint = nearest(state, list(STATES))
+            raise SettingsError(f"evaluation.states: there is no state {state!r}.{hint} Allowed: {', '.join(STATES[1:])}.")
+        if reason := _obstacle(state, method, format_):
+            skipped[state] = reason
+        else:
+            wanted += [Label(state, at) for at in (method.points or [None])]
+    return wanted, skipped
+
+
+def _obstacle(state: str, method: Method, format_: Format) -> str | None:
+    mergeable, reason = method.mergeable
+    if state != "trained" and not mergeable:
+        return f"cannot be merged: {reason}"
+    if isinstance(format_, Dense) and state == "merged-dequantized":
+        return "the base is not quantized: the same as merged-original"
+    if isinstance(format_, Dense) and state.startswith("requantized"):
+        return "the base is not quantized"
+    return None
+
+
+@contextlib.contextmanager
+def entered(base: Base, method: Method | None, label: Label) -> Iterator[str | None]:
+    """Put `base` into a state for the length of the block; yield the digest of its merged weights.
+
+    The digest is None for `base` and `trained`, whose weights are files with hashes of their own.
+    """
+    if method is None or label.state in ("base", "trained"):
+        base.attach(method.export(label.at) if method is not None and label.state == "trained" else {})
+        try:
+            yield None
+        finally:
+            base.detach()
+        return
+    base.detach()
+    before = base.frozen()
+    merged = merge(base, method, label)
+    try:
+        for site, frozen in merged.items():
+            base.places[site].frozen = frozen
+        yield digest_of(merged)
+    finally:
+        for site, frozen in before.items():
+            base.places[site].frozen = frozen
+
+
+def merge(base: Base, method: Method, label: Label) -> dict[Site, FrozenLinear]:
+    """Return the merged layer of every site that the method adapts."""
+    return {
+        site: merge_site(base, site, updates, label.state) for site, updates in updates_of(method, label.at).items()
+    }
+
+
+def updates_of(method: Method, at: int | None) -> dict[Site, Update]:
+    """Return the update of every adapted site at one point of the method."""
+    found = {site: layer.update() for site, layer in method.export(at).items()}
+    return {site: update for site, update in found.items() if update is not None}
+
+
+@torch.no_grad()
+def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLinear:
+    """Return one site's layer with `update` merged into it, in the state asked for.
+
+    The arithmetic is in fp32; the result is dense in the base's compute dtype, or quantized by the base's format.
+    """
+    frozen = base.frozen()[site]
+    assert isinstance(frozen, StoredLinear)
+    weight_OI, bias_O = update.apply(source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float())
+    bias_O = None if bias_O is None else bias_O.to(base.dtype)
+    if state.startswith("requantized"):
+        return StoredLinear(base.format, base.format.quantize(weight_OI.to(frozen.quantized.dtype)), bias_O)
+    dense = Dense()
+    return StoredLinear(dense, dense.quantize(weight_OI.to(base.dtype)), bias_O)
+
+
+def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:
+    """Return the fp32 weight (O, I) that a state merges into: the original's, or the dequantized base's."""
+    if state.endswith("-original"):
+        return base.weights.tensor(f"{site.name}.weight").to(base.device, torch.float32)
+    return base.frozen()[site].dense_weight(torch.float32)
+
+
+def digest_of(layers: dict[Site, FrozenLinear]) -> str:
+    """Return the SHA-256 over the stored tensors of these layers, in order of site and tensor name."""
+    total = hashlib.sha256()
+    for site in sorted(layers, key=lambda one: one.name):
+        layer = layers[site]
+        assert isinstance(layer, StoredLinear)
+        tensors = dict(layer.quantized.tensors) | ({} if layer.bias is None else {"bias": layer.bias})
+        for name in sorted(tensors):
+            total.update(f"{site.name}/{name}/{tuple(tensors[name].shape)}/{tensors[name].dtype}".encode())
+            total.update(tensors[name].detach().contiguous().cpu().view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -1,0 +1,80 @@
+"""Trains one adapter: one point of the sweep."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.adapters import files
+from pipeline.adapters.base import AdapterSettings
+from pipeline.core import provenance, records
+from pipeline.core.machine import ready
+from pipeline.core.settings import build, parse
+from pipeline.models.load import Base, load_base
+from pipeline.optimizers.base import OptimizerSettings
+from pipeline.tasks.base import Task
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.finetune import Pairs, Plan, Trained, finetune, out_of_memory
+from pipeline.training.meter import Meter
+from pipeline.training.settings import Training
+
+
+def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
+    """Write `<record's folder>/adapter/` and the record `outputs["record"]`; a failed training is a record too."""
+    hardware, record = settings["hardware"], outputs["record"]
+    device = ready(hardware["device"], hardware["threads"])
+    plan = _plan(settings)
+    base = load_base(inputs["model"], inputs["base"], device=str(device), dtype=plan.training.precision)
+    pairs = _pairs(settings, inputs["data"])
+    made_by = {"settings": settings} | {key: about[key] for key in ("code", "upstream") if key in about}
+    checkpoints = Checkpoints(record.parent / "checkpoints", made_by)
+    meter = Meter(device)
+    try:
+        trained = finetune(base, plan, pairs["train"], pairs["dev"], checkpoints)
+        status, result = _outcome(trained)
+        cost = meter.about(sum(point["labelled_tokens"] for point in result["curve"]))
+        cost["resumed_at"] = trained.outcome.resumed_at
+    except torch.OutOfMemoryError as error:
+        status, result, cost = "oom", {"reason": out_of_memory(error)}, {"device": provenance.device_name(str(device))}
+    if status == "ok":
+        result |= _save(trained, record.parent / "adapter", base)
+    about = provenance.about(about.pop("started"), **cost, **about)
+    records.write(record, stage="finetune", settings=settings, result=result, about=about, status=status)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    print(f"{status}: {result.get('reason') or 'final loss {:.4f}'.format(result['final_loss'])}", flush=True)
+
+
+def _plan(settings: dict[str, Any]) -> Plan:
+    adapter, optimizer = build(settings["adapter"], "adapter"), build(settings["optimizer"], "optimizer")
+    assert isinstance(adapter, AdapterSettings)
+    assert isinstance(optimizer, OptimizerSettings)
+    return Plan(adapter, optimizer, parse(Training, settings["training"], "training"), settings["seed"])
+
+
+def _pairs(settings: dict[str, Any], manifest: Path) -> dict[str, Pairs]:
+    """Read the rows of train and dev as (id, prompt, answer); files are checked against the manifest."""
+    task = build(settings["task"], "task")
+    assert isinstance(task, Task)
+    splits = records.read(manifest, "prepare_data").result["splits"]
+    pairs = {}
+    for split in ("train", "dev"):
+        path = manifest.parent / splits[split]["file"]
+        records.check_sha256(path, splits[split]["sha256"])
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        pairs[split] = [(str(row["id"]), task.prompt(row), task.answer(row)) for row in rows]
+    return pairs
+
+
+def _outcome(trained: Trained) -> tuple[str, dict[str, Any]]:
+    if trained.outcome.reason is None:
+        return "ok", trained.result
+    return "diverged", trained.result | {"reason": trained.outcome.reason}
+
+
+def _save(trained: Trained, folder: Path, base: Base) -> dict[str, Any]:
+    with records.writing(folder) as unfinished:
+        files.save(trained.method, unfinished, base_name=base.model.config.model_type)
+    hashes = {path.name: records.file_sha256(path) for path in sorted(folder.iterdir())}
+    return {"adapter_files": hashes, "adapter_bytes": (folder / "adapter_model.safetensors").stat().st_size}

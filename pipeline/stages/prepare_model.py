@@ -1,0 +1,30 @@
+"""Makes one model's folder: built, or linked from a local one."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import provenance, records
+from pipeline.core.machine import ready
+from pipeline.core.settings import build
+from pipeline.models.source import Source, manifest_files
+from pipeline.models.weights import Weights
+
+
+def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
+    """Write `<record's folder>/model/` and the manifest `outputs["record"]`."""
+    assert not inputs
+    hardware, record = settings["hardware"], outputs["record"]
+    device = ready(hardware["device"], hardware["threads"])
+    source = build(settings["model"], "model")
+    assert isinstance(source, Source)
+    folder = record.parent / "model"
+    with records.writing(folder) as unfinished:
+        result = source.prepare(unfinished, str(device))
+    weights = Weights(folder)
+    result |= {
+        "name": source.name,
+        "files": manifest_files(folder),
+        "parameters": sum(weights.elements(name) for name in weights.names()),
+    }
+    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
+    records.write(record, stage="prepare_model", settings=settings, result=result, about=about)

@@ -1,0 +1,91 @@
+"""One fine-tune: a base, a method, rows of one task."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.models.adapt import adapt
+from pipeline.models.load import Base
+from pipeline.optimizers.base import OptimizerSettings
+from pipeline.steps.train import Batch, forward, mean_loss
+from pipeline.training import batches
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.loop import Outcome, Run, train
+from pipeline.training.settings import Training
+from pipeline.training.tracking import progress
+
+Pairs = list[tuple[str, str, str]]
+"""(id, prompt, answer) of each row."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train and how."""
+
+    adapter: AdapterSettings
+    optimizer: OptimizerSettings
+    training: Training
+    seed: int
+
+
+@dataclass
+class Trained:
+    """A trained method with what its training left behind."""
+
+    method: Method
+    outcome: Outcome
+    result: dict[str, Any]
+
+
+def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, checkpoints: Checkpoints) -> Trained:
+    """Fine-tune `base` and return the method in eval mode, placed on it.
+
+    Raises:
+        SettingsError: a row has no labelled token.
+        torch.OutOfMemoryError: the device is too small.
+    """
+    kept, pad = plan.training, base.tokenizer.pad_token_id or 0
+    limits = {"max_length": kept.max_length, "loss_on": kept.loss_on}
+    examples = batches.encode(base.tokenizer, train_pairs, **limits)
+    dev = batches.encode(base.tokenizer, dev_pairs, **limits)
+    indices = batches.order(plan.seed, len(examples.rows), kept.batch_size)
+
+    def parts(step: int) -> list[Batch]:
+        chosen = [examples.rows[i] for i in indices(step)]
+        return batches.parts(chosen, kept.micro_batch_size, pad, base.device)
+
+    method = adapt(base, plan.adapter, plan.seed, kept.steps)
+    run_forward = partial(forward, base.model)
+    optimizer = plan.optimizer.build(method.groups())
+    outcome = train(Run(run_forward, parts, method, optimizer, kept, checkpoints, progress(kept.steps)))
+    dev_loss = None
+    if dev.rows and not outcome.reason:
+        dev_loss = mean_loss(base.model, batches.parts(dev.rows, kept.micro_batch_size, pad, base.device))
+    sizes = {
+        "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "parameters_at": {str(at): _elements(method, at) for at in method.points},
+        "total_parameters": base.parameters(),
+    }
+    result = sizes | {
+        "steps": len(outcome.curve),
+        "points": list(method.points),
+        "curve": outcome.curve,
+        "final_loss": outcome.curve[-1]["loss"],
+        "dev_loss": dev_loss,
+        "truncated_rows": examples.truncated,
+        "insight": method.insight() if not outcome.reason else {},
+    }
+    return Trained(method, outcome, result)
+
+
+def _elements(method: Method, at: int) -> int:
+    """Return the number of parameters of the plain adapter at one point."""
+    return sum(parameter.numel() for layer in method.export(at).values() for parameter in layer.parameters())
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """Return the first line of what the allocator says."""
+    return str(error).splitlines()[0]

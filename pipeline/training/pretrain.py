@@ -1,0 +1,110 @@
+"""Pre-trains a small base from nothing, through the same loop as every fine-tune."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+
+from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.core.group import Group
+from pipeline.core.seeds import generator
+from pipeline.core.settings import Built, SettingsError, canonical
+from pipeline.models.source import Source
+from pipeline.optimizers.base import OptimizerSettings
+from pipeline.steps.train import forward
+from pipeline.tasks.corpora import Corpus
+from pipeline.training import batches
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.loop import Outcome, Run, train
+from pipeline.training.settings import Training
+from pipeline.training.tracking import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+INIT_STD = 0.02
+
+
+class Build(Source):
+    """A model of a known architecture at a small size, pre-trained on a corpus."""
+
+    source: Literal["build"] = "build"
+    architecture: Literal["llama", "qwen2"] = "llama"
+    config: dict[str, int | float | bool] = Field(description="fields of the architecture's transformers config")
+    corpus: Built[Corpus]
+    optimizer: Built[OptimizerSettings]
+    training: Training
+    seed: int
+    threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
+
+    def prepare(self, folder: Path, device: str) -> dict[str, Any]:
+        """Pre-train and save model and tokenizer into `folder`."""
+        torch.set_num_threads(self.threads)
+        tokenizer = self._tokenizer()
+        model = self._model(len(tokenizer)).to(device)
+        outcome = self._train(model, tokenizer, folder)
+        if outcome.reason:
+            raise SettingsError(f"model.training: pre-training diverged: {outcome.reason}. Lower learning_rate.")
+        folder.mkdir(parents=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {"source": "build", "pretraining": {"curve": outcome.curve}}
+
+    def _tokenizer(self) -> "PreTrainedTokenizerFast":
+        from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  (seconds, and only here)
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=self.corpus.tokenizer(), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        )
+
+    def _model(self, vocabulary: int) -> "PreTrainedModel":
+        from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        config = AutoConfig.for_model(self.architecture, vocab_size=vocabulary, **ids, **self.config)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        for name, parameter in model.named_parameters():  # own draws: the library's depend on global state
+            if parameter.dim() > 1:
+                draw = generator(self.seed, f"init/{name}")
+                parameter.data.normal_(0, INIT_STD, generator=draw)
+        return model
+
+    def _train(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Outcome:
+        pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
+        kept = self.training
+        rows = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
+        indices = batches.order(self.seed, len(rows), kept.batch_size)
+
+        def parts(step: int) -> list[Any]:
+            chosen = [rows[i] for i in indices(step)]
+            return batches.parts(chosen, kept.micro_batch_size, 0, model.device)
+
+        method = Whole(model)
+        run = Run(
+            forward=partial(forward, model),
+            parts=parts,
+            method=method,
+            optimizer=self.optimizer.build(method.groups()),
+            settings=kept,
+            checkpoints=Checkpoints(folder.parent / f"{folder.name}.checkpoints", {"model": canonical(self.node())}),
+            report=progress(kept.steps),
+        )
+        return train(run)
+
+
+class Whole(Method):
+    """Every parameter of a model trains: no sites, no layers. Matrices decay, vectors do not."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__(AdapterSettings(roles=[]), seed=0, total_steps=0)
+        self.model = model
+
+    def groups(self) -> list[Group]:
+        """Return the matrices with decay and the vectors without."""
+        everything = list(self.model.parameters())
+        return [
+            Group([p for p in everything if p.dim() > 1]),
+            Group([p for p in everything if p.dim() < 2], decay=False),  # noqa: PLR2004
+        ]

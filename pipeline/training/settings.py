@@ -1,0 +1,54 @@
+"""Settings of a fine-tune. Light: read by every plan."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.core.settings import Settings
+
+
+class Schedule(Settings):
+    """Learning rate over the steps: linear warm-up, then constant, linear or cosine down to a fraction of the peak."""
+
+    shape: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = Field(ge=0)
+    final_fraction: float = Field(ge=0, le=1)
+
+
+class Training(Settings):
+    """One fine-tune. Settings that change the result only; where and how often to look is in there as well, because
+    a checkpoint that is resumed must give the same bits.
+    """
+
+    task: str
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="rows of one optimizer step")
+    micro_batch_size: int = Field(ge=1, description="rows of one forward and backward; gradients are accumulated")
+    learning_rate: float = Field(gt=0)
+    schedule: Schedule
+    max_grad_norm: float = Field(gt=0, description="clipping of the global norm")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    max_length: int = Field(ge=2, description="tokens of prompt and answer; longer rows are cut and counted")
+    loss_on: Literal["answer", "all"] = "answer"
+    checkpoint_every: int = Field(ge=1, description="steps")
+    divergence_factor: float = Field(
+        gt=1, default=2.0, description="diverged when the mean loss of 20 steps exceeds this times the first loss"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Training":
+        if self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size must be at most batch_size ({self.batch_size}), got {self.micro_batch_size}"
+            )
+        return self
+
+
+class Hardware(Settings):
+    """Where the work is done. `device` and `threads` are settings of a result: both change bits."""
+
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    threads: int = Field(ge=1)
+    gpus: int = Field(ge=0, default=0, description="GPUs of one job")
+    mem_mb: int = Field(ge=1)
+    runtime: int = Field(ge=1, description="minutes, for cluster schedulers")
