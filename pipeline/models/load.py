@@ -94,20 +94,21 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     assert isinstance(format_, Format)
     folder = model.parent / "model"
     check_files(records.read(model, "prepare_model"), folder)
-    check_files(made, base.parent)
-    skeleton_ = skeleton(folder)
-    found = sites.find(skeleton_)
+    check_files(made, base.parent / "base")
+    empty = skeleton(folder)
+    found = sites.find(empty)
     linears = [site.name for site in found if site.role in LINEAR_ROLES]
     weights = Weights(folder)
     if made.result["files"]:
-        quantized, rest = files.read(base.parent, format_, linears)
+        quantized, rest = files.read(base.parent / "base", format_, linears)
     else:
         quantized = {name: format_.quantize(weights.tensor(f"{name}.weight")) for name in linears}
         skip = {f"{name}.weight" for name in linears}
         rest = {name: weights.tensor(name) for name in weights.names() if name not in skip}
-    places = _fill(skeleton_, found, quantized, rest, format_, DTYPES[dtype], torch.device(device))
+    places = _fill(empty, found, quantized, rest, format_, DTYPES[dtype])
+    empty.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Base(skeleton_, tokenizer, format_, places, weights, DTYPES[dtype], torch.device(device))
+    return Base(empty, tokenizer, format_, places, weights, DTYPES[dtype], torch.device(device))
 
 
 def check_files(record: records.Record, folder: Path) -> None:
@@ -150,7 +151,6 @@ def _fill(
     rest: dict[str, Tensor],
     format_: Format,
     dtype: torch.dtype,
-    device: torch.device,
 ) -> dict[Site, Place]:
     """Replace every site by a place with its frozen layer, and give every other parameter its tensor."""
     places = {}
@@ -164,13 +164,12 @@ def _fill(
         setattr(model.get_submodule(parent), leaf, places[site])
     norms = {site.name for site in found if site.role == "norm"}
     renamed = {_inside(name, norms): tensor.to(dtype) for name, tensor in rest.items()}
-    missing, extra = model.load_state_dict(renamed, strict=False, assign=True)
+    _, extra = model.load_state_dict(renamed, strict=False, assign=True)
     if model.config.tie_word_embeddings:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent or extra:
         raise records.RecordError(f"the model's files do not fit its config: missing {absent}, unknown {extra}.")
-    model.to(device)
     return places
 
 

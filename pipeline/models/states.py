@@ -52,7 +52,9 @@ def labels(states: list[str], method: Method, format_: Format) -> tuple[list[Lab
     for state in states:
         if state not in STATES[1:]:
             hint = nearest(state, list(STATES))
-            raise SettingsError(f"evaluation.states: there is no state {state!r}.{hint} Allowed: {', '.join(STATES[1:])}.")
+            raise SettingsError(
+                f"evaluation.states: there is no state {state!r}.{hint} Allowed: {', '.join(STATES[1:])}."
+            )
         if reason := _obstacle(state, method, format_):
             skipped[state] = reason
         else:
@@ -117,7 +119,9 @@ def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLine
     """
     frozen = base.frozen()[site]
     assert isinstance(frozen, StoredLinear)
-    weight_OI, bias_O = update.apply(source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float())
+    weight_OI, bias_O = update.apply(
+        source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()
+    )
     bias_O = None if bias_O is None else bias_O.to(base.dtype)
     if state.startswith("requantized"):
         return StoredLinear(base.format, base.format.quantize(weight_OI.to(frozen.quantized.dtype)), bias_O)

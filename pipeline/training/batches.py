@@ -35,9 +35,7 @@ class Examples:
     truncated: int
 
 
-def encode(
-    tokenizer: Tokenizer, pairs: list[tuple[str, str, str]], *, max_length: int, loss_on: str
-) -> Examples:
+def encode(tokenizer: Tokenizer, pairs: list[tuple[str, str, str]], *, max_length: int, loss_on: str) -> Examples:
     """Encode (id, prompt, answer) triples.
 
     Raises:

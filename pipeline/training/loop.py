@@ -86,5 +86,6 @@ def _diverged(curve: list[dict[str, Any]], factor: float) -> str | None:
     recent = [point["loss"] for point in curve[-WINDOW:]]
     mean, first = sum(recent) / len(recent), curve[0]["loss"]
     if len(recent) == WINDOW and mean > factor * first:
-        return f"mean loss {mean:.3g} of steps {last['step'] - WINDOW + 1} to {last['step']} is above {factor:g} times the first, {first:.3g}"
+        steps = f"steps {last['step'] - WINDOW + 1} to {last['step']}"
+        return f"mean loss {mean:.3g} of {steps} is above {factor:g} times the first, {first:.3g}"
     return None

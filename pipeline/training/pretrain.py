@@ -10,10 +10,10 @@ from pydantic import Field
 from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core.group import Group
 from pipeline.core.seeds import generator
-from pipeline.core.settings import Built, SettingsError, canonical
+from pipeline.core.settings import Built, Settings, SettingsError, canonical
 from pipeline.models.source import Source
 from pipeline.optimizers.base import OptimizerSettings
-from pipeline.steps.train import forward
+from pipeline.steps.train import Batch, forward
 from pipeline.tasks.corpora import Corpus
 from pipeline.training import batches
 from pipeline.training.checkpoint import Checkpoints
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 INIT_STD = 0.02
 
 
+class Packed(Settings):
+    """Steps whose rows are whole stretches of text, so that positions beyond one row's length are learned too."""
+
+    every: int = Field(ge=2, description="each n-th step is a packed one")
+    rows: int = Field(ge=1)
+    length: int = Field(ge=2, description="tokens of a row")
+
+
 class Build(Source):
     """A model of a known architecture at a small size, pre-trained on a corpus."""
 
@@ -36,6 +44,7 @@ class Build(Source):
     corpus: Built[Corpus]
     optimizer: Built[OptimizerSettings]
     training: Training
+    packed: Packed
     seed: int
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
 
@@ -55,9 +64,8 @@ class Build(Source):
     def _tokenizer(self) -> "PreTrainedTokenizerFast":
         from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  (seconds, and only here)
 
-        return PreTrainedTokenizerFast(
-            tokenizer_object=self.corpus.tokenizer(), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-        )
+        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+        return PreTrainedTokenizerFast(tokenizer_object=self.corpus.tokenizer(), **special)
 
     def _model(self, vocabulary: int) -> "PreTrainedModel":
         from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
@@ -72,13 +80,16 @@ class Build(Source):
         return model
 
     def _train(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Outcome:
-        pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
         kept = self.training
-        rows = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
-        indices = batches.order(self.seed, len(rows), kept.batch_size)
+        pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
+        single = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
+        stretches = self._stretches(tokenizer, [prompt + answer for _, prompt, answer in pairs])
+        rows_of = batches.order(self.seed, len(single), kept.batch_size)
+        stretches_of = batches.order(self.seed, len(stretches), self.packed.rows)
 
-        def parts(step: int) -> list[Any]:
-            chosen = [rows[i] for i in indices(step)]
+        def parts(step: int) -> list[Batch]:
+            turn, packed = divmod(step, self.packed.every)
+            chosen = [single[i] for i in rows_of(step)] if packed else [stretches[i] for i in stretches_of(turn)]
             return batches.parts(chosen, kept.micro_batch_size, 0, model.device)
 
         method = Whole(model)
@@ -92,6 +103,11 @@ class Build(Source):
             report=progress(kept.steps),
         )
         return train(run)
+
+    def _stretches(self, tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[batches.Example]:
+        """Return the corpus as one text, cut into rows of `packed.length` tokens; the rest is dropped."""
+        ids, length = tokenizer.encode("\n\n".join(texts), add_special_tokens=False), self.packed.length
+        return [batches.Example(ids[i : i + length], 0) for i in range(0, len(ids) - length + 1, length)]
 
 
 class Whole(Method):

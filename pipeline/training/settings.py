@@ -16,9 +16,7 @@ class Schedule(Settings):
 
 
 class Training(Settings):
-    """One fine-tune. Settings that change the result only; where and how often to look is in there as well, because
-    a checkpoint that is resumed must give the same bits.
-    """
+    """One fine-tune, or the pre-training of a small base."""
 
     task: str
     steps: int = Field(ge=1)

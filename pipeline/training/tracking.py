@@ -20,6 +20,9 @@ def progress(steps: int) -> Callable[[dict[str, Any]], None]:
             return
         pace = (time.perf_counter() - started) / (done - first[0])
         loss = "not finite" if point["loss"] is None else f"{point['loss']:.4f}"
-        print(f"step {done}/{steps}  loss {loss}  lr {point['learning_rate']:.2e}  left {pace * (steps - done):.0f} s", flush=True)
+        print(
+            f"step {done}/{steps}  loss {loss}  lr {point['learning_rate']:.2e}  left {pace * (steps - done):.0f} s",
+            flush=True,
+        )
 
     return report
