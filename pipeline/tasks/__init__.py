@@ -1,1 +1,1 @@
-"""One file a task: example row, prompt, answer; where its rows come from; the rules that score replies. No torch here."""
+"""One file a task: example row, prompt, answer. Where rows come from, and the rules that score replies. No torch."""

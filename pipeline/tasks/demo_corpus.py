@@ -10,7 +10,7 @@ from pipeline.core.seeds import number
 from pipeline.tasks.demo_documents import documents
 from pipeline.tasks.demo_problems import Row, problems
 
-SHARES = {"story": 0.50, "plain": 0.35, "document": 0.15}
+SHARES = {"story": 0.54, "plain": 0.36, "document": 0.10}
 
 
 def problem_prompt(row: Row) -> str:

@@ -15,8 +15,8 @@ Row = dict[str, str]
 Template = tuple[str, str]
 """A text, and its two operators."""
 
-NAMES = "Tom Ann Sam Mia Leo Eva Max Zoe Ben Amy".split()
-OBJECTS = "apples pens cards books coins shells eggs stamps cups balls".split()
+NAMES = ["Tom", "Ann", "Sam", "Mia", "Leo", "Eva", "Max", "Zoe", "Ben", "Amy"]
+OBJECTS = ["apples", "pens", "cards", "books", "coins", "shells", "eggs", "stamps", "cups", "balls"]
 
 STORY: tuple[Template, ...] = (
     ("{n} has {a} {o}. {n} buys {b} more and then finds {c} more. How many {o} does {n} have now?", "++"),
