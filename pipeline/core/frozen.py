@@ -31,6 +31,11 @@ class FrozenLinear(nn.Module):
     out_features: int
     bias: Tensor | None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the layer is, and where an adapter makes its tensors."""
+        raise NotImplementedError
+
     def dense_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as (O, I), exactly as `forward` uses it for inputs of `dtype` (None: the stored dtype)."""
         raise NotImplementedError
