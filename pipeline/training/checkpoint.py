@@ -31,7 +31,8 @@ class Checkpoints:
         state = {f"method.{k}": v for k, v in method.state_dict().items()}
         state |= {f"optimizer.{k}": v for k, v in optimizer.state_dict().items()}
         tensors = self._tensors(step)
-        records.write_atomic(tensors, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+        # Cloned: tied weights share memory, which safetensors refuses.
+        records.write_atomic(tensors, save({k: v.detach().cpu().clone() for k, v in state.items()}))
         result = {"step": step, "sha256": records.file_sha256(tensors), "progress": progress}
         records.write(self._record(step), stage="checkpoint", settings=self.made_by, result=result, about={})
         for old in self._steps()[KEPT:]:

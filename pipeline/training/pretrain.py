@@ -11,6 +11,7 @@ from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core.group import Group
 from pipeline.core.seeds import generator
 from pipeline.core.settings import Built, Settings, SettingsError, canonical
+from pipeline.core.site import LINEAR_ROLES
 from pipeline.models.source import Source
 from pipeline.optimizers.base import OptimizerSettings
 from pipeline.steps.train import Batch, forward
@@ -110,11 +111,11 @@ class Build(Source):
         return [batches.Example(ids[i : i + length], 0) for i in range(0, len(ids) - length + 1, length)]
 
 
-class Whole(Method):
+class Whole(Method[AdapterSettings]):
     """Every parameter of a model trains: no sites, no layers. Matrices decay, vectors do not."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        super().__init__(AdapterSettings(roles=[]), seed=0, total_steps=0)
+        super().__init__(AdapterSettings(roles=LINEAR_ROLES), seed=0, total_steps=0)
         self.model = model
 
     def groups(self) -> list[Group]:

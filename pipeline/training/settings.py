@@ -48,5 +48,5 @@ class Hardware(Settings):
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     threads: int = Field(ge=1)
     gpus: int = Field(ge=0, default=0, description="GPUs of one job")
-    mem_mb: int = Field(ge=1)
-    runtime: int = Field(ge=1, description="minutes, for cluster schedulers")
+    mem_mb: int = Field(ge=1, default=2000, description="host memory of one job, for schedulers")
+    runtime: int = Field(ge=1, default=60, description="minutes of one job, for schedulers")
