@@ -1,6 +1,7 @@
 """What a method tells the optimizer about its parameters."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -16,4 +17,4 @@ class Group:
     parameters: list[nn.Parameter]
     decay: bool = True
     lr_scale: float = 1.0
-    masks: list[Tensor | None] | None = field(default=None)
+    masks: Sequence[Tensor | None] | None = None

@@ -1,0 +1,123 @@
+"""DyLoRA: one LoRA whose first b rows work alone for every b: y = W x + b + (alpha / b) B[:, :b] A[:b] x.
+
+Valipour et al. 2022, arXiv:2210.07558, section 4; on NF4 with double quantization this file is QDyLoRA,
+Rajabzadeh et al. 2024, arXiv:2402.10462. One rank b is drawn an optimizer step, for all layers. With `frozen_rows`
+only the rows that b adds to the next smaller drawn rank move, else all of the first b. What does not move keeps its
+optimizer state too: a zero gradient alone would not stop momentum and decay.
+
+Shapes: A (R, I), B (O, R) as in LoRA; gain (R,) is alpha / b on the rows in use and 0 on the others.
+"""
+
+from bisect import bisect_left
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from annotated_types import Interval, Len
+from pydantic import model_validator
+from torch import Tensor
+
+from pipeline.adapters.base import AdapterSettings, Count, Layers, Method, Places, Positive
+from pipeline.adapters.lora import LoRALayer, at_start, peft_config
+from pipeline.adapters.low_rank import low_rank
+from pipeline.core import seeds
+from pipeline.core.frozen import FrozenLinear
+from pipeline.core.group import Group
+from pipeline.core.site import Site
+
+
+class DyLoRA(AdapterSettings):
+    """`ranks` are scored; `drawn` says which are trained, rank b with a probability proportional to decay^b."""
+
+    label = "DyLoRA"
+    axis = "max_rank"
+
+    max_rank: Count
+    ranks: Annotated[tuple[Count, ...], Len(min_length=1)]
+    drawn: Literal["all", "ranks"]
+    decay: Annotated[float, Interval(gt=0, le=1)]
+    alpha: Positive
+    frozen_rows: bool
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        if list(self.ranks) != sorted(set(self.ranks)) or self.ranks[-1] > self.max_rank:
+            raise ValueError(f"ranks must rise and end at or below max_rank {self.max_rank}, got {list(self.ranks)}")
+        if self.drawn == "ranks" and self.ranks[-1] != self.max_rank:
+            raise ValueError(
+                f"with drawn=ranks the rows above rank {self.ranks[-1]} would never train: set max_rank to it"
+            )
+        return self
+
+    def method(self, seed: int, total_steps: int) -> "DyLoRAMethod":
+        return DyLoRAMethod(self, seed, total_steps)
+
+
+class DyLoRALayer(LoRALayer):
+    def __init__(self, A_RI: Tensor, B_OR: Tensor, scale: float, gain_R: Tensor) -> None:
+        super().__init__(A_RI, B_OR, scale)
+        self.gain_R = gain_R  # the method's own tensor, refilled in place each step
+
+    def forward(self, x: Tensor, frozen: FrozenLinear) -> Tensor:
+        return low_rank(x, self.A_RI, (self.gain_R if self.training else self.scale) * self.B_OR, frozen)
+
+
+class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
+    start = ("identity", "B is zero")
+
+    gain_R: Tensor
+    moves_R1: Tensor
+    draws_R: Tensor
+
+    def layers(self, places: Places) -> dict[Site, DyLoRALayer]:
+        chosen, rank = self.chosen(places), self.settings.max_rank
+        device, scale = next(iter(chosen.values())).device, self.settings.alpha / rank
+        self.register_buffer("gain_R", torch.full((rank,), scale, device=device), persistent=False)
+        self.register_buffer("moves_R1", torch.ones(rank, 1, device=device), persistent=False)
+        self.register_buffer("draws_R", torch.zeros(rank, dtype=torch.long, device=device))
+        return {site: DyLoRALayer(*at_start(site, rank, self.seed, device), scale, self.gain_R) for site in chosen}
+
+    def groups(self) -> list[Group]:
+        As, Bs = [layer.A_RI for layer in self.placed.values()], [layer.B_OR for layer in self.placed.values()]
+        return [Group(As, masks=[self.moves_R1] * len(As)), Group(Bs, masks=[self.moves_R1.T] * len(Bs))]
+
+    def rank(self, step: int) -> tuple[int, int]:
+        """Return the rank b of a step and the number of its first rows that stay (0 unless `frozen_rows`)."""
+        drawn = list(self.settings.ranks if self.settings.drawn == "ranks" else range(1, self.settings.max_rank + 1))
+        chances = self.settings.decay ** torch.tensor(drawn, dtype=torch.float64)
+        b = drawn[int(torch.multinomial(chances, 1, generator=seeds.generator(self.seed, "ranks", step)))]
+        return b, [0, *drawn][bisect_left(drawn, b)] if self.settings.frozen_rows else 0
+
+    def before_step(self, step: int) -> None:
+        b, stay = self.rank(step)
+        self.gain_R.zero_()[:b] = self.settings.alpha / b
+        self.moves_R1.zero_()[stay:b] = 1
+        self.draws_R[b - 1] += 1
+
+    def after_backward(self, step: int) -> None:
+        for layer in self.placed.values():  # clipping must not count what will not move
+            assert layer.A_RI.grad is not None
+            assert layer.B_OR.grad is not None
+            layer.A_RI.grad.mul_(self.moves_R1)
+            layer.B_OR.grad.mul_(self.moves_R1.T)
+
+    @property
+    def points(self) -> list[int]:
+        return list(self.settings.ranks)
+
+    def export(self, at: int | None = None) -> Layers:
+        """Return plain LoRA layers of any rank from 1 to max_rank (None: max_rank)."""
+        b = self.settings.max_rank if at is None else at
+        if not 1 <= b <= self.settings.max_rank:
+            raise ValueError(f"a DyLoRA of max_rank {self.settings.max_rank} has no rank {b}")
+        return {
+            site: LoRALayer(
+                layer.A_RI.detach()[:b].clone(), layer.B_OR.detach()[:, :b].clone(), self.settings.alpha / b
+            )
+            for site, layer in self.placed.items()
+        }
+
+    def insight(self) -> dict[str, Any]:
+        return {"steps_at_rank": {str(b): int(n) for b, n in enumerate(self.draws_R.tolist(), start=1)}}
+
+    def peft(self) -> dict[str, Any]:
+        return peft_config(self.settings.max_rank, self.settings.alpha)
