@@ -9,9 +9,9 @@ from itertools import islice
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.tasks.demo_corpus import document_prompt, problem_prompt
 from pipeline.tasks.demo_documents import documents
 from pipeline.tasks.demo_problems import LARGEST, TEMPLATES, problems
+from pipeline.tasks.prompts import document_summary, question_answer
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 """Ids 0, 1 and 2."""
@@ -40,6 +40,8 @@ def build() -> Tokenizer:
 
 def _sample() -> list[str]:
     rows = {kind: list(islice(problems(kind, "train", seed=0), ROWS_READ)) for kind in TEMPLATES}
-    asked = [f"{problem_prompt(row)} {row['answer']}" for kind in rows for row in rows[kind]]
-    told = [f"{document_prompt(row)} {row['summary']}" for row in islice(documents("train", seed=0), ROWS_READ)]
+    asked = [f"{question_answer(row['question'])} {row['answer']}" for kind in rows for row in rows[kind]]
+    told = [
+        f"{document_summary(row['document'])} {row['summary']}" for row in islice(documents("train", seed=0), ROWS_READ)
+    ]
     return [*asked, *told, *(f" {number}" for number in range(LARGEST + 1))]

@@ -1,0 +1,84 @@
+"""Greedy replies to the prompts of a task."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.settings import SettingsError
+from pipeline.steps.decode import DECODING, Reply, greedy
+from pipeline.steps.tokens import prompt_ids
+from pipeline.tasks.base import Row, Task
+from pipeline.tasks.generation import Greedy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOO_LONG = "too-long"
+"""Why a question was not put to the model at all."""
+
+
+class Questions:
+    """The prompts of a task as tokens, made once for all states, and put to a model batch by batch."""
+
+    def __init__(self, task: Task, rows: list[Row], tokenizer: "PreTrainedTokenizerBase", context: int) -> None:
+        """Tokenize every prompt.
+
+        Raises:
+            SettingsError: a prompt and its reply do not fit into `context`, and the task does not count such rows.
+        """
+        assert isinstance(task.generation, Greedy)
+        self.settings, self.tokenizer = task.generation, tokenizer
+        self.names = [row["id"] for row in rows]
+        self.prompts = [prompt_ids(tokenizer, task.prompt(row)) for row in rows]
+        room = context - self.settings.max_new_tokens
+        self.too_long = {index for index, prompt in enumerate(self.prompts) if len(prompt) > room}
+        if self.too_long and self.settings.too_long == "refuse":
+            first = min(self.too_long)
+            raise SettingsError(
+                f"{task.name}: {len(self.too_long)} of {len(rows)} prompts are too long, the first is row "
+                f"{self.names[first]!r}: got {len(self.prompts[first])} tokens, allowed {room} (context {context} less "
+                f"max_new_tokens {self.settings.max_new_tokens}). Shorten or remove them, or set "
+                f"task.{task.name}.generation.too_long=count to count them as failed."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return every field of the decoding, for the record."""
+        return DECODING | {"stop_ids": [self.tokenizer.eos_token_id], "bos": self.tokenizer.bos_token_id}
+
+    def items(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
+        """Return one reply for every row, in order.
+
+        Batches are fixed by the prompts and `batch_size` alone: neighbors in length, so that little is padding.
+        """
+        order = [index for index in range(len(self.prompts)) if index not in self.too_long]
+        order.sort(key=lambda index: len(self.prompts[index]))
+        replies: dict[int, Reply] = dict.fromkeys(self.too_long, Reply((), TOO_LONG))
+        for start in range(0, len(order), self.settings.batch_size):
+            batch = order[start : start + self.settings.batch_size]
+            replies |= zip(batch, self._ask(model, batch), strict=True)
+        return [
+            {"item": name, "reply": self._text(reply), "tokens": len(reply.tokens), "stop": reply.stop}
+            for name, (_, reply) in zip(self.names, sorted(replies.items()), strict=True)
+        ]
+
+    def _ask(self, model: "PreTrainedModel", batch: list[int]) -> list[Reply]:
+        eos = self.tokenizer.eos_token_id
+        return greedy(
+            model,
+            [self.prompts[index] for index in batch],
+            max_new_tokens=self.settings.max_new_tokens,
+            stop_ids=frozenset() if eos is None else frozenset([eos]),
+            halted=self._halted if self.settings.stop else None,
+        )
+
+    def _halted(self, tokens: list[int]) -> bool:
+        text = self._decoded(tokens)
+        return any(stop in text for stop in self.settings.stop)
+
+    def _text(self, reply: Reply) -> str:
+        """Return a reply's text, cut before the first stop string."""
+        text = self._decoded(reply.tokens)
+        return text[: min((text.index(stop) for stop in self.settings.stop if stop in text), default=len(text))]
+
+    def _decoded(self, tokens: list[int] | tuple[int, ...]) -> str:
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text

@@ -1,0 +1,129 @@
+"""What a task is: rows from a source, a prompt and an answer for each, how replies are made, and how they are scored.
+
+Nothing here loads torch: tasks are read by every plan and by scoring.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.core.settings import BUILT, Built, Settings
+
+Row = dict[str, str]
+"""Columns of one row by name; every row has an `id`."""
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+class DataSource(Settings, ABC):
+    """Where rows come from."""
+
+    license: str
+    overlap: Literal["refuse", "record"] = "refuse"
+    """What to do about test rows that are in train as well. They are counted either way."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """What a table says of where the rows come from."""
+
+    @property
+    @abstractmethod
+    def compared(self) -> str:
+        """The column by which rows of two splits are compared."""
+
+    @property
+    @abstractmethod
+    def offered(self) -> tuple[str, ...]:
+        """The columns of its rows, beside `id`."""
+
+    @abstractmethod
+    def rows(self, split: Split) -> list[Row]:
+        """Return the rows of one split in their order; empty if there is no such split.
+
+        Raises:
+            SettingsError: a setting, or a value of a row, cannot be used; the message names file, row and column.
+        """
+
+    def paths(self) -> list[Path]:
+        """Return the files that are read."""
+        return []
+
+
+class Generation(Settings):
+    """What is asked of the model, every field of it; `id` names it in tables."""
+
+    kind: ClassVar[str]
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    split: Literal["dev", "test"]
+    limit: int | None = Field(ge=1, description="rows, from the first; null for all")
+    batch_size: int = Field(ge=1, description="rows of one forward; kernels, hence last bits, depend on it")
+
+
+class Rule(Settings, ABC):
+    """Turns one item of an evaluation (a reply, or a chunk's log-likelihood) into a number."""
+
+    reads: ClassVar[str]
+    """The kind of generation whose items it reads."""
+    unit: ClassVar[str]
+    better: ClassVar[Literal["higher", "lower"]]
+    aggregate: ClassVar[Literal["mean", "exp-mean"]] = "mean"
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """The rule's name in records and tables."""
+
+    @abstractmethod
+    def value(self, item: dict[str, Any], reference: str) -> float | None:
+        """Return the item's number in the rule's unit, or None where nothing could be extracted (it then counts 0)."""
+
+
+class Task(Settings, ABC):
+    """One task. Training reads prompt and answer alone, so the other parts may be left out of its settings."""
+
+    name: str = ""
+    role: Literal["other", "retention"] = "other"
+    data: Annotated[DataSource | None, BUILT] = None
+    generation: Annotated[Generation | None, BUILT] = None
+    scoring: tuple[Built[Rule], ...] = ()
+
+    example: ClassVar[Row]
+    """One real row. It documents the columns, and the contract tests run on it."""
+    hidden: ClassVar[str | None]
+    """The column that the prompt must not depend on; None where nothing is asked."""
+
+    @abstractmethod
+    def prompt(self, row: Row) -> str:
+        """Return what the model reads."""
+
+    @abstractmethod
+    def answer(self, row: Row) -> str:
+        """Return what the model should go on with, from its first space on."""
+
+    @abstractmethod
+    def reference(self, row: Row) -> str:
+        """Return what scoring rules compare with."""
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> "Task":
+        if self.data and (missing := [column for column in self.example if column not in self.data.offered]):
+            raise ValueError(f"data: must give the column {missing[0]!r}, it gives {', '.join(self.data.offered)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> "Task":
+        ids = [rule.id for rule in self.scoring]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"scoring: every rule may be named once, got {', '.join(ids)}")
+        for rule in self.scoring if self.generation else ():
+            assert self.generation is not None
+            if rule.reads != self.generation.kind:
+                raise ValueError(
+                    f"scoring: {rule.id} reads the items of a {rule.reads} generation, got a {self.generation.kind} one"
+                )
+        return self
