@@ -26,6 +26,7 @@ class Questions:
         """
         assert isinstance(task.generation, Greedy)
         self.settings, self.tokenizer = task.generation, tokenizer
+        self.stop_ids = frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
         self.names = [row["id"] for row in rows]
         self.prompts = [prompt_ids(tokenizer, task.prompt(row)) for row in rows]
         room = context - self.settings.max_new_tokens
@@ -39,9 +40,17 @@ class Questions:
                 f"task.{task.name}.generation.too_long=count to count them as failed."
             )
 
+    def __len__(self) -> int:
+        """Return the number of items of a state."""
+        return len(self.prompts)
+
+    def decoding(self) -> dict[str, Any]:
+        """Return every field that decides a reply and is no setting, for the record."""
+        return DECODING | {"stop_ids": sorted(self.stop_ids), "bos": self.tokenizer.bos_token_id}
+
     def facts(self) -> dict[str, Any]:
-        """Return every field of the decoding, for the record."""
-        return DECODING | {"stop_ids": [self.tokenizer.eos_token_id], "bos": self.tokenizer.bos_token_id}
+        """Return what was counted, for the record."""
+        return {"too_long": [self.names[index] for index in sorted(self.too_long)]}
 
     def items(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
         """Return one reply for every row, in order.
@@ -60,12 +69,11 @@ class Questions:
         ]
 
     def _ask(self, model: "PreTrainedModel", batch: list[int]) -> list[Reply]:
-        eos = self.tokenizer.eos_token_id
         return greedy(
             model,
             [self.prompts[index] for index in batch],
             max_new_tokens=self.settings.max_new_tokens,
-            stop_ids=frozenset() if eos is None else frozenset([eos]),
+            stop_ids=self.stop_ids,
             halted=self._halted if self.settings.stop else None,
         )
 

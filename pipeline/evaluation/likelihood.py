@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 class Chunks:
     """The texts of a task, joined, tokenized once after one BOS, and cut into chunks that do not overlap."""
 
-    too_long: frozenset[int] = frozenset()
-
     def __init__(self, task: Task, rows: list[Row], tokenizer: "PreTrainedTokenizerBase", context: int) -> None:
         """Tokenize and cut; what is left after the last whole chunk is dropped.
 
@@ -38,9 +36,17 @@ class Chunks:
         self.chunks_BT = torch.tensor(tokens[: count * size]).view(count, size)
         self.bos, self.dropped = tokenizer.bos_token_id, len(tokens) - count * size
 
+    def __len__(self) -> int:
+        """Return the number of items of a state."""
+        return len(self.chunks_BT)
+
+    def decoding(self) -> dict[str, Any]:
+        """Return what decides a likelihood and is no setting, for the record."""
+        return {"bos": self.bos}
+
     def facts(self) -> dict[str, Any]:
-        """Return what the cutting did, for the record."""
-        return {"bos": self.bos, "dropped_tokens": self.dropped}
+        """Return what was counted, for the record."""
+        return {"dropped_tokens": self.dropped}
 
     @torch.no_grad()
     def items(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
