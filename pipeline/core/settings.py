@@ -9,9 +9,11 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 TARGET = "_target_"
@@ -29,7 +31,7 @@ class Settings(BaseModel):
     def node(self) -> dict[str, Any]:
         """Return the plain JSON node that `build` turns back into this object."""
         fields = type(self).model_fields
-        nested = {k: v.node() for k, v in self if isinstance(v, Settings) and BUILT in fields[k].metadata}
+        nested = {key: _node(value) for key, value in self if _names_its_class(fields[key])}
         return {TARGET: f"{type(self).__module__}.{type(self).__qualname__}"} | self.model_dump(mode="json") | nested
 
 
@@ -84,12 +86,17 @@ def target_class(node: Mapping[str, Any], where: str = "") -> type[Settings]:
         )
     module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found = getattr(imported(module_name), name)
     except (ModuleNotFoundError, AttributeError):
         raise SettingsError(f"{where + '.' if where else ''}{TARGET}: there is no class {target!r}.") from None
     if not (isinstance(found, type) and issubclass(found, Settings)):
         raise SettingsError(f"{where + '.' if where else ''}{TARGET}: {target!r} is not a settings class.")
     return found
+
+
+def imported(module: str) -> ModuleType:
+    """Import a module of this package by its name."""
+    return importlib.import_module(module)
 
 
 def _explain(cls: type[Settings], where: str, error: ErrorDetails) -> str:
@@ -129,3 +136,16 @@ def _build_nested(value: object) -> object:
 BUILT = BeforeValidator(_build_nested)
 Built = Annotated[S, BUILT]
 """`Built[Base]`: a field whose node names its own class by `_target_`; the class must derive from `Base`."""
+
+
+def _names_its_class(field: FieldInfo) -> bool:
+    """Say whether a field is `Built[...]`, or a list of such."""
+    inner = (getattr(argument, "__metadata__", ()) for argument in get_args(field.annotation))
+    return BUILT in field.metadata or any(BUILT in metadata for metadata in inner)
+
+
+def _node(value: object) -> object:
+    """Return the node of a built value, the nodes of a list of them, or None."""
+    if isinstance(value, list | tuple):
+        return [_node(one) for one in value]
+    return value.node() if isinstance(value, Settings) else value

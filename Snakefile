@@ -1,0 +1,81 @@
+# Comparison tables of quantized parameter-efficient fine-tuning.
+#
+#   snakemake -n                                                what would run, and why
+#   snakemake --cores all                                       run conf/sweep/default.yaml
+#   snakemake --cores all --config sweep=NAME                   another sweep
+#   snakemake -n --config overrides='training.steps=100 sweep.seed=[0,1,2] sweep.rank=[4,16]'
+import sys
+from os import environ, pathsep
+from pathlib import Path
+
+from snakemake.resources import Resource
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# Jobs run this very Python and package, from whatever folder Snakemake was started in.
+sys.path.insert(0, workflow.basedir)
+environ["PATH"] = pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
+environ["PYTHONPATH"] = pathsep.join([workflow.basedir, *filter(None, [environ.get("PYTHONPATH")])])
+
+from pipeline.core.leases import visible
+from pipeline.core.settings import SettingsError
+from pipeline.core.preload import Preloaded
+from pipeline.sweeps import plan
+
+try:
+    PLAN = plan.load(config)
+    if workflow.is_main_process:
+        PLAN.check_code()
+except SettingsError as error:
+    raise WorkflowError(str(error)) from None
+
+GPUS = PLAN.hardware["gpus"]  # not {resources.gpu}, which Snakemake cuts to the limit without a word
+
+# Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
+if visible():
+    workflow.global_resources.setdefault("gpu", Resource("gpu", len(visible())))
+
+
+wildcard_constraints:
+    **dict.fromkeys(("model", "data", "base", "run", "task", "table"), r"[a-z0-9.-]+"),
+
+
+report: "docs/report/workflow.rst"
+
+
+include: "rules/prepare.smk"
+include: "rules/finetune.smk"
+include: "rules/evaluate.smk"
+include: "rules/table.smk"
+
+
+localrules:
+    plan,
+    aggregate,
+    figures,
+    report,
+
+
+rule all:
+    """The table of the sweep, its figures and its report."""
+    default_target: True
+    input:
+        f"results/tables/{PLAN.table}/report.html",
+        f"results/tables/{PLAN.table}/table.md",
+
+
+PRELOADED = Preloaded()
+
+
+onstart:
+    if workflow.local_exec:
+        PRELOADED.start()
+
+
+onsuccess:
+    PRELOADED.stop()
+
+
+onerror:
+    PRELOADED.stop()

@@ -1,0 +1,86 @@
+"""`python -m pipeline STAGE --config JSON --input name=path ... --output name=path ...`, or a command on results.
+
+Every line that Snakemake prints with -p can be pasted into a shell. Commands: table, runs, explain, diff, gc.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+COMMANDS = {
+    "table": ("pipeline.aggregation.command", "main"),
+    **{name: ("pipeline.sweeps.command", name) for name in ("runs", "explain", "diff", "gc")},
+}
+STAGES = sorted(file.stem for file in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
+
+
+def main(argv: list[str]) -> int:
+    """Run one command, or one stage: in a process forked from the preloaded one where there is one."""
+    if argv and argv[0] in COMMANDS:
+        return command(*argv)
+    if address := os.environ.get("PIPELINE_PRELOADED"):
+        from pipeline.core.preload import submit
+
+        return submit(address, argv)
+    return run(argv)
+
+
+def command(name: str, *argv: str) -> int:
+    """Run one command; what is wrong with its arguments or the results is one message."""
+    from pipeline.core.records import RecordError
+    from pipeline.core.settings import SettingsError, imported
+
+    module, function = COMMANDS[name]
+    try:
+        return getattr(imported(module), function)(list(argv))
+    except (SettingsError, RecordError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+
+
+def run(argv: list[str]) -> int:
+    """Run one stage in this process; what is wrong with its files or settings is one message."""
+    import json
+
+    from pipeline.core.leases import lease
+    from pipeline.core.records import RecordError
+    from pipeline.core.settings import SettingsError, imported
+
+    given = _parser().parse_args(argv)
+    about = {"started": time.time(), "code": given.code, "upstream": given.upstream}
+    inputs, outputs = ({name: Path(path) for name, path in pairs} for pairs in (given.input, given.output))
+    try:
+        stage = imported(f"pipeline.stages.{given.stage}")
+        with lease(given.gpus):
+            stage.run(json.loads(given.config), inputs, outputs, about)
+    except (SettingsError, RecordError, OSError) as error:
+        print(f"{given.stage}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--config", required=True, help="the stage's settings, as JSON")
+    for way in ("--input", "--output"):
+        parser.add_argument(way, nargs="*", default=[], type=_pair, metavar="NAME=PATH")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease for the stage")
+    parser.add_argument("--code", default="", help="digest of the code, for the record")
+    parser.add_argument("--upstream", default="", help="digest of all earlier steps, for the record")
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"write name=path, got {text!r}")
+    return name, path
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

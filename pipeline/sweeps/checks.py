@@ -1,0 +1,96 @@
+"""Checks nodes by their settings classes, and remembers which were right.
+
+The classes of adapters, formats and optimizers live beside code that imports torch: 2 s, too long for every plan. So an
+answer is kept in `.snakemake/` under the node and the digest of the code that gave it; a second plan imports nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.records import file_sha256, write_atomic
+from pipeline.core.settings import build, canonical, digest
+from pipeline.sweeps.closure import modules, targets
+from pipeline.sweeps.closure import digest as code_digest
+
+KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A node that its class accepts, with defaults filled in, and what the settings say of themselves.
+
+    `size` and `label` of an adapter; `paths`, the local files that a data source reads; `rules`, the ids of a task's
+    scoring rules.
+    """
+
+    node: dict[str, Any]
+    size: list[Any] | None = None
+    label: str | None = None
+    paths: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+class Checks:
+    """Checks nodes; `memory` is the file that remembers."""
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known: dict[str, Any] = {}
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # only a cache: made anew where it is damaged
+            self._known = json.loads(memory.read_bytes())
+        self._before = len(self._known)
+        self._seen: dict[str, Checked] = {}
+
+    def check(self, node: Mapping[str, Any], where: str) -> Checked:
+        """Return `node` as its class writes it.
+
+        Raises:
+            SettingsError: a key or value is wrong; `where` is the node's place in the message.
+        """
+        text = canonical(node)
+        if text not in self._seen:
+            key = digest([text, code_digest(modules(targets(node)))], 16)
+            if key not in self._known:
+                self._known[key] = asdict(_ask(node, where))
+            self._seen[text] = Checked(**self._known[key])
+        return self._seen[text]
+
+    def sha256(self, path: str) -> str:
+        """Return the SHA-256 of a local file, read once for each size and time of change."""
+        stat = Path(path).stat()
+        key = f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        if key not in self._known:
+            self._known[key] = file_sha256(Path(path))
+        return self._known[key]
+
+    def save(self) -> None:
+        """Write what was learned, the newest `KEPT` answers."""
+        if len(self._known) > self._before:
+            newest = dict(list(self._known.items())[-KEPT:])
+            write_atomic(self._memory, json.dumps(newest).encode())
+
+
+@contextmanager
+def checks(folder: Path) -> Iterator[Checks]:
+    """Yield Checks that remember in `folder`, also when a setting turns out to be wrong."""
+    found = Checks(folder / "checked-settings.json")
+    try:
+        yield found
+    finally:
+        found.save()
+
+
+def _ask(node: Mapping[str, Any], where: str) -> Checked:
+    settings = build(node, where)
+    size, label, paths = (getattr(settings, name, None) for name in ("size", "label", "paths"))
+    return Checked(
+        node=settings.node(),
+        size=list(found) if callable(size) and (found := size()) else None,
+        label=label if isinstance(label, str) else None,
+        paths=tuple(map(str, paths())) if callable(paths) else (),
+        rules=tuple(rule.id for rule in getattr(settings, "scoring", ())),
+    )

@@ -1,0 +1,162 @@
+"""Composes conf/ with Hydra, once per choice of files (0.1 s each), into plain nodes; and sets single keys in them."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.core.settings import SettingsError, canonical, nearest
+from pipeline.sweeps.settings import CHOICES, SIZES, Sweep
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = (*CHOICES, "task", "evaluation", "tracker", "hardware", "report", "sweep")
+MISSING = "???"
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `key=value` of the user."""
+
+    key: str
+    value: Any
+    text: str
+
+    @property
+    def group(self) -> str:
+        """The group that the key lies in."""
+        return self.key.partition(".")[0]
+
+    @property
+    def path(self) -> list[str]:
+        """The rest of the key; empty where the value chooses a file of the group."""
+        return self.key.split(".")[1:]
+
+
+def files(group: str) -> list[str]:
+    """Return the names that `group` may choose from: the files of conf/<group>/."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def chosen(group: str, name: str, key: str = "") -> str:
+    """Return `name` if conf/<group>/<name>.yaml exists, else say what does."""
+    if name not in (known := files(group)):
+        raise SettingsError(
+            f"{key or group}: there is no {group} {name!r}.{nearest(str(name), known)} Allowed: {', '.join(known)}."
+        )
+    return name
+
+
+@cache
+def composed(choices: tuple[tuple[str, str], ...]) -> Node:
+    """Compose conf/config.yaml with `choices` (Hydra's group -> file); interpolations stay as they are written."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
+            config = compose("config", overrides=[f"{group}={name}" for group, name in choices])
+        node = OmegaConf.to_container(config, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(f"conf/: {error}") from None
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def tasks(names: list[str]) -> Node:
+    """Return the nodes of the tasks `names`, each composed under `task.<name>`."""
+    for name in names:
+        chosen("task", name, "sweep.task")
+    return composed(tuple((f"+task@task.{name}", name) for name in names))["task"]
+
+
+def resolved(config: Node) -> Node:
+    """Return `config` without interpolations. Most have none, and OmegaConf costs milliseconds a run."""
+    if "${" not in canonical(config):
+        return config
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except OmegaConfBaseException as error:
+        raise SettingsError(str(error)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def parsed(texts: tuple[str, ...]) -> list[Override]:
+    """Read the user's overrides by Hydra's grammar; each must give one value to one key."""
+    parser = OverridesParser.create()
+    found: list[Override] = []
+    for text in texts:
+        try:
+            one = parser.parse_override(text)
+        except HydraException as error:
+            raise SettingsError(f"{text}: cannot be read ({str(error).splitlines()[0]}). Write key=value.") from None
+        key = one.key_or_group
+        if one.is_sweep_override():
+            raise SettingsError(f"{key}: got several values, {text!r}. A grid goes into sweep.axes={{{key}: [...]}}.")
+        if one.type is None or one.type.name != "CHANGE":
+            raise SettingsError(f"{key}: got {text!r}. Write key=value without + or ~.")
+        _known_group(key)
+        found.append(Override(key, one.value(), text))
+    return found
+
+
+def _known_group(key: str) -> None:
+    group = key.partition(".")[0]
+    if group not in (known := [*GROUPS, "seed"]):
+        raise SettingsError(f"{key}: there is no such setting.{nearest(group, known)} Allowed: {', '.join(known)}.")
+
+
+def not_swept(overrides: list[Override], sweep: Sweep) -> None:
+    """Refuse a plain value for a swept axis: the grid would replace it without a word."""
+    paths = {axis: axis for axis in (*CHOICES, "task", "seed")}
+    paths |= {key: axis for axis, key in SIZES.items() if getattr(sweep, axis)}
+    paths |= {key: f'axes={{"{key}"}}' for key in sweep.axes}
+    for override in overrides:
+        if override.key == "sweep":
+            chosen("sweep", override.value)
+            raise SettingsError(f"sweep: choose it by --config sweep={override.value}.")
+        if (axis := paths.get(override.key)) is None:
+            continue
+        if axis in (*CHOICES, "task"):
+            chosen(axis, override.value)
+        now = sweep.axes.get(override.key) or getattr(sweep, axis)
+        kind = {"seed": "integers from 0", **dict.fromkeys(SIZES, "integers from 1")}.get(axis, "")
+        raise SettingsError(
+            f"{override.key}: got {override.value!r}, but it is an axis of sweep {sweep.name!r}, now {now}"
+            f"{f'; allowed: {kind}' if kind else ''}. Say sweep.{axis}=[...] instead."
+        )
+
+
+def has(node: Mapping[str, Any], path: list[str]) -> bool:
+    """Say whether `node` holds a value at `path`."""
+    for part in path:
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def put(node: Node, path: list[str], value: object, key: str) -> Node:
+    """Return `node` with `value` at `path`, sharing all that did not change. `key` is what the user wrote."""
+    head, *rest = path
+    if not rest:
+        return node | {head: copy.deepcopy(value)}
+    inner = node.get(head)
+    if not isinstance(inner, dict):
+        raise SettingsError(f"{key}: there is no such setting.{nearest(head, list(node))} Allowed: {', '.join(node)}.")
+    return node | {head: put(inner, rest, value, key)}
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Node:
+    """Return `node` as one level: dotted key -> value."""
+    found: Node = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found

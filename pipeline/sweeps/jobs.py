@@ -1,0 +1,226 @@
+"""Jobs: one rule on one point, with only the settings that its stage reads, and what made its inputs.
+
+A path holds the digest of every setting that decides what lies there, those of earlier steps included. So no job ever
+writes a file that another setting uses; what may differ at one path is code alone.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.core.settings import canonical, digest
+from pipeline.sweeps import closure
+from pipeline.sweeps.checks import Checks
+from pipeline.sweeps.compose import Node
+from pipeline.sweeps.grid import Grid, Point
+
+MERGED = ("merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized")
+"""The states of a merge report: all of them, whatever a sweep evaluates, for all sweeps share the report."""
+BITS = ("_target_", "device", "threads")
+"""What of `hardware` can change a result; the rest are resources."""
+STAGES = {"evaluate_base": "evaluate", "score_base": "score"}
+"""The stage of a rule where it is called otherwise."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Which code made a record: its own digest, and that of everything before it, with the number of a retry."""
+
+    code: str
+    upstream: str
+    failed: bool = field(default=False, compare=False)
+
+    @property
+    def tries(self) -> int:
+        """How often a failed record was made again."""
+        return int(self.upstream.partition(".")[2] or 0)
+
+
+@dataclass(eq=False)
+class Job:
+    """One rule on one point."""
+
+    rule: str
+    wildcards: tuple[str, ...]
+    record: str
+    stage: str
+    settings: Node
+    needs: dict[str, "Job"]
+    root: Path
+    keep: bool = False
+    retry: bool = False
+
+    @cached_property
+    def cfg(self) -> str:
+        """The settings as the one canonical text that Snakemake compares."""
+        return canonical(self.settings)
+
+    @cached_property
+    def now(self) -> Made:
+        """The code as it is, on inputs as they would be."""
+        before = [[need.cfg, need.made.code, need.made.upstream] for need in self.needs.values()]
+        last = self.recorded
+        tries = last.tries + (last.failed and self.retry) if last else 0
+        again = f".{tries}" if tries else ""  # stays in the record, so that the next plan finds nothing changed
+        return Made(closure.code(self.stage, self.settings), f"upstream:{digest(before, 12)}{again}")
+
+    @cached_property
+    def recorded(self) -> Made | None:
+        """The code that made the finished record, None without one."""
+        return read_made(self.root / self.record)
+
+    @cached_property
+    def kept(self) -> bool:
+        """Whether the user keeps a record that other code made. Whatever must be made anew is made by the code of now."""
+        return (
+            self.keep
+            and self.recorded is not None
+            and self.recorded != self.now
+            and all(need.recorded is not None for need in self.needs.values())
+        )
+
+    @property
+    def made(self) -> Made:
+        """What the record must say of its code."""
+        return self.recorded if self.kept and self.recorded else self.now
+
+    def expected(self) -> dict[str, str]:
+        """Return what the record must say, for those who read it; the path is relative to the results folder."""
+        made = self.made
+        return {
+            "path": self.record,
+            "settings": digest(self.settings, 16),
+            "code": made.code,
+            "upstream": made.upstream,
+        }
+
+
+def read_made(record: Path) -> Made | None:
+    """Return the code digests in a record's `about`; None where there is no readable record that has them."""
+    try:
+        body = json.loads(record.read_bytes())
+        return Made(body["about"]["code"], body["about"]["upstream"], body["status"] != "ok")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass
+class Run:
+    """A point and its jobs."""
+
+    point: Point
+    finetune: Job
+    merge: Job
+    evaluate: dict[str, Job]
+    score: dict[str, Job]
+
+    @property
+    def folder(self) -> str:
+        """The name of the run's folder."""
+        return self.finetune.wildcards[0]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs of this run alone."""
+        return [self.finetune, self.merge, *self.evaluate.values(), *self.score.values()]
+
+
+@dataclass
+class BaseAlone:
+    """A quantized base, evaluated without an adapter."""
+
+    model: str
+    quantization: str
+    job: Job
+    evaluate: dict[str, Job]
+    score: dict[str, Job]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs of this base alone."""
+        return [self.job, *self.evaluate.values(), *self.score.values()]
+
+
+class Workshop:
+    """Makes the jobs of a grid, each once."""
+
+    def __init__(self, grid: Grid, checks: Checks, root: Path, *, keep: bool, retry: bool) -> None:
+        self._grid, self._checks, self._root, self._keep, self._retry = grid, checks, root, keep, retry
+        self._hardware = {key: grid.single["hardware"][key] for key in BITS}
+        self.jobs: dict[tuple[str, ...], Job] = {}
+        self.data = {name: self._data(name) for name in grid.tasks}
+
+    def run(self, point: Point) -> Run:
+        """Return the jobs of one fine-tune."""
+        settings = point.settings
+        base = self.base(point)
+        made = {name: settings[name] for name in ("adapter", "quantization")} | {"hardware": self._hardware}
+        task = settings["training"]["task"]
+        slice_ = made | {name: settings[name] for name in ("optimizer", "training", "seed")}
+        slice_ |= {"task": self._task(task, without=("data", "generation", "scoring"))}
+        needs = base.needs | {"base": base, "data": self.data[task]}
+        folder = f"{point.name}-{_hex(slice_, needs)}"
+        finetune = self._job("finetune", (folder,), f"runs/{folder}/train.json", slice_, needs)
+        needs = base.needs | {"base": base, "train": finetune}
+        merge = self._job("merge", (folder,), f"runs/{folder}/merge.json", made | {"states": list(MERGED)}, needs)
+        seen = made | {"states": self._grid.single["evaluation"]["states"]}
+        return Run(point, finetune, merge, *self._tested(f"runs/{folder}", "", seen, needs | {"merge": merge}))
+
+    def base_alone(self, point: Point) -> BaseAlone:
+        """Return the jobs of the base of `point`."""
+        base = self.base(point)
+        seen = {"quantization": point.settings["quantization"], "hardware": self._hardware, "states": ["base"]}
+        tested = self._tested(f"bases/{base.wildcards[0]}", "_base", seen, base.needs | {"base": base})
+        return BaseAlone(point.model, point.choices["quantization"], base, *tested)
+
+    def base(self, point: Point) -> Job:
+        """Return the job that quantizes the base of `point`."""
+        slice_ = {"model": point.settings["model"], "hardware": self._hardware}
+        folder = f"{point.model}-{_hex(slice_, {})}"
+        model = self._job("prepare_model", (folder,), f"models/{folder}/manifest.json", slice_, {})
+        slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware}
+        folder = f"{point.model}-{point.choices['quantization']}-{_hex(slice_, {'model': model})}"
+        return self._job("quantize_base", (folder,), f"bases/{folder}/manifest.json", slice_, {"model": model})
+
+    def _tested(
+        self, where: str, suffix: str, seen: Node, needs: dict[str, Job]
+    ) -> tuple[dict[str, Job], dict[str, Job]]:
+        """Return the evaluations and scorings, by task, of what lies at `where`."""
+        evaluate, score = {}, {}
+        subject = where.partition("/")[2]
+        for name in self._grid.sweep.task:
+            slice_ = seen | {"task": self._task(name, without=("data", "scoring"))}
+            slice_ |= {"evaluation": self._grid.single["evaluation"]}
+            own = needs | {"data": self.data[name]}
+            key = f"{name}-{_hex(slice_, own)}"
+            evaluate[name] = self._job(f"evaluate{suffix}", (subject, key), f"{where}/evaluate/{key}.json", slice_, own)
+            slice_ = {"task": self._task(name, without=("data",))}
+            own = {"record": evaluate[name], "data": self.data[name]}
+            key = f"{name}-{_hex(slice_, own)}"
+            score[name] = self._job(f"score{suffix}", (subject, key), f"{where}/score/{key}.json", slice_, own)
+        return evaluate, score
+
+    def _data(self, name: str) -> Job:
+        """Return the job that prepares a task's data; local files count by their contents."""
+        data = self._grid.tasks[name].node["data"]
+        paths = self._checks.check(data, f"task.{name}.data").paths
+        slice_ = {"name": name, "data": data} | ({"files": {p: self._checks.sha256(p) for p in paths}} if paths else {})
+        folder = f"{name}-{_hex(slice_, {})}"
+        return self._job("prepare_data", (folder,), f"data/{folder}/manifest.json", slice_, {})
+
+    def _task(self, name: str, without: tuple[str, ...]) -> Node:
+        node = self._grid.tasks[name].node
+        return {key: value for key, value in node.items() if key not in without} | {"name": name}
+
+    def _job(self, rule: str, wildcards: tuple[str, ...], record: str, settings: Node, needs: dict[str, Job]) -> Job:
+        job = Job(rule, wildcards, record, STAGES.get(rule, rule), settings, needs, self._root, self._keep)
+        job.retry = self._retry and rule == "finetune"
+        known = self.jobs.setdefault((rule, *wildcards), job)
+        assert known.cfg == job.cfg, f"two settings share {record}"
+        return known
+
+
+def _hex(settings: Node, needs: dict[str, Job]) -> str:
+    """Return the 8 hex digits of a path: of these settings and, by their paths, of all that came before."""
+    return digest([settings, {name: need.record for name, need in needs.items()}])

@@ -1,0 +1,131 @@
+"""Settings of a sweep, and of the command line around it."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.core.settings import Settings, SettingsError, nearest
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Names = Annotated[list[Name], Field(min_length=1)]
+
+CHOICES = ("model", "quantization", "adapter", "optimizer", "training")
+"""Axes that choose a file of conf/<axis>/ each."""
+SIZES = {"rank": "adapter.rank", "block_size": "adapter.block_size"}
+"""Axes that set one key of the adapters that have it."""
+
+
+class Sweep(Settings):
+    """A grid: every combination of the lists, without `exclude`, with the grids of `include`.
+
+    `axes` and `per_adapter` name settings by dotted key. An entry of `include` replaces some axes and keeps the others.
+    """
+
+    name: Name
+    model: Names
+    quantization: Names
+    adapter: Names
+    optimizer: Names
+    training: Names
+    rank: list[Annotated[int, Field(ge=1)]] = []
+    block_size: list[Annotated[int, Field(ge=1)]] = []
+    seed: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    task: Names
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    per_adapter: dict[str, dict[str, Any]] = {}
+    include: list[dict[str, Any]] = []
+    exclude: list[dict[str, Any]] = []
+
+    named: ClassVar[tuple[str, ...]] = (*CHOICES, *SIZES, "seed")
+
+    @field_validator(*CHOICES, *SIZES, "seed", "task")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{twice[0]!r} stands there twice, and two points of a sweep cannot have one name")
+        return values
+
+    def grids(self) -> list[dict[str, list[Any]]]:
+        """Return the sweep's grid and one more for each entry of `include`: axis or dotted key -> values."""
+        own = {axis: getattr(self, axis) for axis in self.named} | self.axes
+        own = {axis: values for axis, values in own.items() if values}
+        extra = [self._checked(entry, "include") for entry in self.include]
+        return [own, *(own | {a: v if isinstance(v, list) else [v] for a, v in entry.items()} for entry in extra)]
+
+    def excluded(self, point: Mapping[str, Any]) -> bool:
+        """Say whether an entry of `exclude` fits `point`."""
+        entries = [self._checked(entry, "exclude") for entry in self.exclude]
+        return any(all(point.get(axis) == value for axis, value in entry.items()) for entry in entries)
+
+    def _checked(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
+        for axis in entry:
+            if axis not in self.named and "." not in axis:
+                raise SettingsError(
+                    f"sweep.{where}: there is no axis {axis!r}.{nearest(axis, list(self.named))} "
+                    f"Allowed: {', '.join(self.named)}, or a dotted key such as adapter.alpha."
+                )
+        return entry
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `--config` asked for."""
+
+    sweep: str = "default"
+    overrides: tuple[str, ...] = ()
+    code: Literal["rerun", "keep"] | None = None
+    retry: Literal["failed"] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Request":
+        """Check the keys of `--config`."""
+        allowed = {"sweep": None, "overrides": None, "code": ("rerun", "keep"), "retry": ("failed",)}
+        for key, value in config.items():
+            if key not in allowed:
+                raise SettingsError(
+                    f"{key}: --config {key}={value} is not known.{nearest(key, list(allowed))} "
+                    f"Allowed: {', '.join(allowed)}. A setting goes into --config overrides='{key}={value}'."
+                )
+            values = allowed[key]
+            if values and value not in values:
+                raise SettingsError(
+                    f"{key}: got {value!r}.{nearest(str(value), list(values))} Allowed: {', '.join(values)}."
+                )
+        given = dict(config)
+        given["overrides"] = tuple(split(given.get("overrides") or ()))
+        return cls(**{key: str(value) if isinstance(value, int | float) else value for key, value in given.items()})
+
+
+def split(given: str | list[str] | tuple[str, ...]) -> list[str]:
+    """Split `a=1 b=[2, 3]` at the spaces outside of brackets and quotes."""
+    text = given if isinstance(given, str) else " ".join(map(str, given))
+    words, depth, quote = [""], 0, ""
+    for char in text:
+        quote = ("" if char == quote else quote) if quote else char * (char in "'\"")
+        depth += 0 if quote else (char in "[{(") - (char in "]})")
+        if char.isspace() and depth <= 0 and not quote:
+            words.append("")
+        else:
+            words[-1] += char
+    return [word for word in words if word]
+
+
+def slug(key: str, value: object) -> str:
+    """Return how an axis shows in a name: `adapter.alpha`, 16.0 -> `alpha16.0`, in the letters that paths may have."""
+    return re.sub(r"[^a-z0-9.-]", "", f"{key.rpartition('.')[2]}{value}".lower().replace("_", "-"))
+
+
+def points(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of `grid`, in a stable order."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+class Tracker(Settings):
+    """Where curves go beside a job's log. No result depends on it, so no job is told of it by its params."""
+
+    kind: Literal["none"]
+    project: str | None = Field(default=None, description="name that the tracker files the runs under")

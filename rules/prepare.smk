@@ -1,0 +1,68 @@
+rule prepare_model:
+    """Build or link a model, and hash its files."""
+    output:
+        record="results/models/{model}/manifest.json",
+    log:
+        "results/models/{model}/logs/prepare_model.log",
+    conda:
+        "../environment.yml"
+    threads: PLAN.threads("prepare_model")
+    resources:
+        gpu=GPUS,
+        mem_mb=PLAN.more("mem_mb"),
+        runtime=PLAN.more("runtime"),
+    params:
+        cfg=PLAN.cfg("prepare_model"),
+        code=PLAN.code("prepare_model"),
+        upstream=PLAN.upstream("prepare_model"),
+    shell:
+        "python -m pipeline prepare_model --gpus {GPUS} --config {params.cfg:q}"
+        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+
+
+rule prepare_data:
+    """Write a task's train, dev and test rows, and count what overlaps."""
+    input:
+        files=PLAN.files("prepare_data"),
+    output:
+        record="results/data/{data}/manifest.json",
+    log:
+        "results/data/{data}/logs/prepare_data.log",
+    conda:
+        "../environment.yml"
+    threads: PLAN.threads("prepare_data")
+    resources:
+        mem_mb=PLAN.more("mem_mb"),
+        runtime=PLAN.more("runtime"),
+    params:
+        cfg=PLAN.cfg("prepare_data"),
+        code=PLAN.code("prepare_data"),
+        upstream=PLAN.upstream("prepare_data"),
+    shell:
+        "python -m pipeline prepare_data --config {params.cfg:q}"
+        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+
+
+rule quantize_base:
+    """Quantize a model once for every run on it, and measure the error of each layer."""
+    input:
+        model=PLAN.needs("quantize_base", "model"),
+    output:
+        record="results/bases/{base}/manifest.json",
+    log:
+        "results/bases/{base}/logs/quantize_base.log",
+    conda:
+        "../environment.yml"
+    threads: PLAN.threads("quantize_base")
+    resources:
+        gpu=GPUS,
+        mem_mb=PLAN.more("mem_mb"),
+        runtime=PLAN.more("runtime"),
+    params:
+        cfg=PLAN.cfg("quantize_base"),
+        code=PLAN.code("quantize_base"),
+        upstream=PLAN.upstream("quantize_base"),
+    shell:
+        "python -m pipeline quantize_base --gpus {GPUS} --config {params.cfg:q}"
+        " --input model={input.model:q}"
+        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"

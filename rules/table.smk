@@ -1,0 +1,98 @@
+rule plan:
+    """Write down what the table must hold: its runs, their settings, and where each record lies."""
+    output:
+        sweep="results/tables/{table}/sweep.json",
+    log:
+        "results/tables/{table}/logs/plan.log",
+    conda:
+        "../environment.yml"
+    params:
+        cfg=PLAN.plan_cfg,
+        code=PLAN.table_code("plan"),
+        upstream=PLAN.table_upstream,
+    shell:
+        "python -m pipeline plan --config {params.cfg:q} --input expected={PLAN.expected_file:q}"
+        " --output sweep={output.sweep:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+
+
+rule aggregate:
+    """Hold every record against the plan, and make the tables."""
+    input:
+        sweep="results/tables/{table}/sweep.json",
+        records=PLAN.records,
+    output:
+        record="results/tables/{table}/aggregate.json",
+        rows="results/tables/{table}/rows.csv",
+        tex="results/tables/{table}/table.tex",
+        csv=report(
+            "results/tables/{table}/table.csv",
+            category="Table",
+            labels={"sweep": "{table}", "kind": "csv"},
+            caption="../docs/report/table.rst",
+        ),
+        md="results/tables/{table}/table.md",
+    log:
+        "results/tables/{table}/logs/aggregate.log",
+    conda:
+        "../environment.yml"
+    params:
+        cfg=PLAN.report_cfg,
+        code=PLAN.table_code("aggregate"),
+        upstream=PLAN.table_upstream,
+    shell:
+        "python -m pipeline aggregate --config {params.cfg:q} --input sweep={input.sweep:q}"
+        " --output record={output.record:q} rows={output.rows:q} tex={output.tex:q} csv={output.csv:q} md={output.md:q}"
+        " --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+
+
+rule figures:
+    """Draw the figures from the table's record."""
+    input:
+        record="results/tables/{table}/aggregate.json",
+        sweep="results/tables/{table}/sweep.json",
+    output:
+        folder=report(
+            directory("results/tables/{table}/figures"),
+            patterns=["{figure}.svg"],
+            category="Figures",
+            labels={"sweep": "{table}", "figure": "{figure}"},
+            caption="../docs/report/figures.rst",
+        ),
+    log:
+        "results/tables/{table}/logs/figures.log",
+    conda:
+        "../environment.yml"
+    params:
+        cfg=PLAN.report_cfg,
+        code=PLAN.table_code("figures"),
+        upstream=PLAN.table_upstream,
+    shell:
+        "python -m pipeline figures --config {params.cfg:q} --input record={input.record:q} sweep={input.sweep:q}"
+        " --output folder={output.folder:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+
+
+rule report:
+    """Put table, figures, sample replies and provenance on one page that needs nothing else."""
+    input:
+        record="results/tables/{table}/aggregate.json",
+        sweep="results/tables/{table}/sweep.json",
+        figures="results/tables/{table}/figures",
+    output:
+        html=report(
+            "results/tables/{table}/report.html",
+            category="Report",
+            labels={"sweep": "{table}", "kind": "page"},
+            caption="../docs/report/report.rst",
+        ),
+    log:
+        "results/tables/{table}/logs/report.log",
+    conda:
+        "../environment.yml"
+    params:
+        cfg=PLAN.report_cfg,
+        code=PLAN.table_code("report"),
+        upstream=PLAN.table_upstream,
+    shell:
+        "python -m pipeline report --config {params.cfg:q}"
+        " --input record={input.record:q} sweep={input.sweep:q} figures={input.figures:q}"
+        " --output html={output.html:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
