@@ -1,0 +1,208 @@
+"""Tidy rows from records: one row per run, state and scoring rule, seeds kept apart.
+
+What did not end well has a row too, with its status (`diverged`, `oom`, `missing`) and the reason instead of a score.
+"""
+
+import csv
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.aggregation.sweep import Subject, Sweep, TaskPlan, split_label, variants
+from pipeline.core.records import Record, RecordError
+
+
+@dataclass(frozen=True)
+class Score:
+    """One run, in one state, by one scoring rule; `item_scores_N` are in the unit that the rule averages."""
+
+    task: str
+    rule: str
+    unit: str
+    better: str
+    aggregate: str
+    state: str
+    rank: int | None
+    score: float
+    items: tuple[str, ...]
+    item_scores_N: np.ndarray
+    failures: int
+    truncated: int
+
+
+@dataclass
+class Evidence:
+    """Everything that was found of one run or base.
+
+    `status` is the run's own (ok, diverged, oom, missing); `unscored` names each task that ended otherwise than ok,
+    `skipped` each state that cannot be built, both with the reason.
+    """
+
+    subject: Subject
+    variant: str
+    status: str = "ok"
+    reason: str = ""
+    train: dict[str, Any] = field(default_factory=dict)
+    merge: dict[str, Any] = field(default_factory=dict)
+    scores: list[Score] = field(default_factory=list)
+    unscored: dict[str, tuple[str, str]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def parameters(self, rank: int | None) -> int | None:
+        """Return how many trained parameters ship: all of them, or those of one of the ranks held at once."""
+        shipped = self.train.get("parameters_at", {}).get(str(rank))
+        return shipped if shipped is not None else self.train.get("trainable_parameters")
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return (status, reason) of everything that is not as it should be, each reason once."""
+        own = [(self.status, self.reason)] if self.status != "ok" else []
+        return list(dict.fromkeys(own or self.unscored.values()))
+
+
+def collect(sweep: Sweep) -> list[Evidence]:
+    """Read every record of a sweep, bases first, in the order of the plan."""
+    names = variants(sweep.runs)
+    bases = [_base(sweep, base) for base in sweep.bases]
+    return bases + [_run(sweep, run, names[run.group]) for run in sweep.runs]
+
+
+def missing(evidence: list[Evidence]) -> list[str]:
+    """Say what a complete table would need and does not have, one line each; ended badly is not missing."""
+    return [
+        f"{one.subject.name}: {reason}" for one in evidence for status, reason in one.problems() if status == "missing"
+    ]
+
+
+def _base(sweep: Sweep, subject: Subject) -> Evidence:
+    evidence = Evidence(subject, "")
+    for task in sweep.tasks:
+        _score(sweep, evidence, task)
+    return evidence
+
+
+def _run(sweep: Sweep, subject: Subject, variant: str) -> Evidence:
+    evidence = Evidence(subject, variant)
+    try:
+        trained = sweep.fetch(subject.records["finetune"], "finetune")
+    except RecordError as error:
+        evidence.status, evidence.reason = "missing", str(error)
+        return evidence
+    evidence.train = trained.result
+    if trained.status != "ok":
+        evidence.status, evidence.reason = trained.status, _reason(trained)
+        return evidence
+    try:
+        merged = sweep.fetch(subject.records["merge"], "merge")
+        evidence.merge, evidence.skipped = merged.result.get("states", {}), dict(merged.result.get("skipped", {}))
+    except RecordError as error:
+        evidence.unscored["merge"] = ("missing", str(error))
+    for task in sweep.tasks:
+        _score(sweep, evidence, task)
+    return evidence
+
+
+def _score(sweep: Sweep, evidence: Evidence, task: TaskPlan) -> None:
+    """Add the scores of one task, or the reason why there are none."""
+    expected = evidence.subject.tasks[task.name]
+    try:
+        evaluated = sweep.fetch(expected["evaluate"], "evaluate")
+        scored = sweep.fetch(expected["score"], "score")
+    except RecordError as error:
+        evidence.unscored[task.name] = ("missing", str(error))
+        return
+    if scored.status != "ok":
+        evidence.unscored[task.name] = (scored.status, _reason(scored))
+        return
+    if scored.result["generation_id"] != task.generation_id:
+        got = scored.result["generation_id"]
+        raise RecordError(f"{scored.path}: scores {got!r}, the plan says {task.generation_id!r}. Score the run again.")
+    evidence.skipped |= evaluated.result.get("skipped", {})
+    evidence.scores += scores_of(scored)
+
+
+def _reason(record: Record) -> str:
+    return record.result.get("reason", f"{record.stage} ended {record.status}")
+
+
+def scores_of(record: Record) -> list[Score]:
+    """Return one `Score` per rule and state of a score record.
+
+    Raises:
+        RecordError: a score is not what its own items give.
+    """
+    items = tuple(str(item) for item in record.result["items"])
+    found = []
+    for rule, of in record.result["rules"].items():
+        for label, entry in of["states"].items():
+            item_scores_N = np.asarray(entry["per_item"], dtype=np.float64)
+            again = summarize(item_scores_N.mean(), of["aggregate"])
+            if item_scores_N.shape != (len(items),) or not math.isclose(again, entry["score"], rel_tol=1e-6, abs_tol=1e-6):
+                raise RecordError(
+                    f"{record.path}: {rule}, {label}: the score {entry['score']} does not follow from its "
+                    f"{item_scores_N.size} item scores ({again:.6g}, {len(items)} items). Score the run again."
+                )
+            found.append(
+                Score(
+                    record.result["task"], rule, of["unit"], of["better"], of["aggregate"], *split_label(label),
+                    entry["score"], items, item_scores_N, entry.get("failures", 0), entry.get("truncated", 0),
+                )  # fmt: skip
+            )
+    return found
+
+
+def summarize(mean: Any, aggregate: str) -> Any:
+    """Turn a mean over items, or an array of such means, into the unit of the score.
+
+    Raises:
+        RecordError: no such aggregation is known.
+    """
+    if aggregate == "mean":
+        return mean
+    if aggregate == "exp-mean":
+        return np.exp(mean)
+    raise RecordError(f"aggregate: must be 'mean' or 'exp-mean', got {aggregate!r}.")
+
+
+COLUMNS = (
+    "model", "quantization", "adapter", "size_axis", "size", "variant", "seed", "state", "rank", "task", "protocol",
+    "rule", "unit", "better", "score", "items", "failures", "truncated", "trainable_parameters", "shipped_parameters",
+    "code", "status", "reason", "folder",
+)  # fmt: skip
+
+
+def to_csv(sweep: Sweep, evidence: list[Evidence]) -> bytes:
+    """Return the tidy rows as CSV."""
+    protocols = {task.name: task.generation_id for task in sweep.tasks}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    for one in evidence:
+        for score in one.scores:
+            writer.writerow(_identity(one) | _measured(one, score) | {"protocol": protocols[score.task]})
+        lacking = {"": (one.status, one.reason)} if one.status != "ok" else one.unscored
+        for task, (status, reason) in lacking.items():
+            told = {"task": task, "protocol": protocols.get(task, ""), "status": status, "reason": reason}
+            writer.writerow(_identity(one) | told)
+    return text.getvalue().encode()
+
+
+def _identity(one: Evidence) -> dict[str, Any]:
+    run = one.subject
+    axis, size = run.size or ("", "")
+    return {
+        "model": run.model, "quantization": run.quantization, "adapter": run.adapter or "", "variant": one.variant,
+        "seed": "" if run.seed is None else run.seed, "size_axis": axis, "size": size, "folder": run.folder,
+        "code": "kept" if run.kept else "", "trainable_parameters": one.train.get("trainable_parameters", ""),
+    }  # fmt: skip
+
+
+def _measured(one: Evidence, score: Score) -> dict[str, Any]:
+    return {
+        "state": score.state, "rank": "" if score.rank is None else score.rank, "task": score.task,
+        "rule": score.rule, "unit": score.unit, "better": score.better, "score": repr(score.score),
+        "items": len(score.items), "failures": score.failures, "truncated": score.truncated, "status": "ok",
+        "shipped_parameters": one.parameters(score.rank) if one.train else "",
+    }  # fmt: skip

@@ -1,0 +1,172 @@
+"""What a sweep expects to find: the runs, the bases, and what each of their records must say.
+
+The plan (`sweep.json`) lists, for every record, its path, the digest of its settings, and the digests of the code and
+of the earlier steps it was made by. A record that says anything else belongs to another table, and is a missing one.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import records
+from pipeline.core.records import Record, RecordError
+from pipeline.core.settings import digest
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One record that a sweep needs, and what it must say of itself."""
+
+    path: str
+    settings: str
+    code: str
+    upstream: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run, or one base (then `adapter` and `seed` are None)."""
+
+    folder: str
+    name: str
+    model: str
+    quantization: str
+    records: dict[str, Expected]
+    tasks: dict[str, dict[str, Expected]]
+    adapter: str | None = None
+    adapter_label: str | None = None
+    size: tuple[str, int] | None = None
+    seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+
+    @cached_property
+    def group(self) -> str:
+        """What the runs of one line of the table share: everything but the seed."""
+        apart_from_seed = {k: v for k, v in self.settings.items() if k != "seed"}
+        return digest([self.model, self.quantization, self.adapter, self.size, apart_from_seed], 16)
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One evaluation of the sweep. `scoring` names its rules, the one that speaks for the task first."""
+
+    name: str
+    generation_id: str
+    role: str
+    scoring: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The plan of one table. `results` is the folder that every path of the plan is relative to."""
+
+    path: Path
+    results: Path
+    name: str
+    overrides: tuple[str, ...]
+    tasks: tuple[TaskPlan, ...]
+    states: tuple[str, ...]
+    bases: tuple[Subject, ...]
+    runs: tuple[Subject, ...]
+    data: dict[str, Expected]
+
+    def task(self, role: str) -> list[TaskPlan]:
+        """Return the tasks of one role, in the order of the plan."""
+        return [task for task in self.tasks if task.role == role]
+
+    def fetch(self, expected: Expected, stage: str) -> Record:
+        """Read one record and hold it against what the plan says of it.
+
+        Raises:
+            RecordError: there is none, it is damaged, or it was made by other settings or other code.
+        """
+        try:
+            record = records.read(self.results / expected.path, stage)
+        except RecordError as error:
+            raise RecordError(str(error).replace(f"{self.results}/", "")) from None
+        made_by = {"settings": digest(record.settings, 16)} | {k: record.about.get(k) for k in ("code", "upstream")}
+        for what, meaning in MISFITS.items():
+            if made_by[what] != getattr(expected, what):
+                raise RecordError(
+                    f"{expected.path}: was made {meaning} than this sweep's "
+                    f"(it says {made_by[what]}, the sweep {getattr(expected, what)})."
+                )
+        return record
+
+
+MISFITS = {
+    "settings": "with other settings",
+    "code": "by other code",
+    "upstream": "from other earlier steps",
+}
+LABEL = re.compile(r"^(?P<state>[a-z-]+?)(?:@r(?P<rank>\d+))?$")
+
+
+def split_label(label: str) -> tuple[str, int | None]:
+    """Return state and rank of a label: `trained@r4` is ("trained", 4), `trained` is ("trained", None)."""
+    found = LABEL.match(label)
+    if found is None:
+        raise RecordError(f"{label!r}: is not the label of a state, such as 'trained' or 'trained@r4'.")
+    return found["state"], int(found["rank"]) if found["rank"] else None
+
+
+def load(path: Path) -> Sweep:
+    """Read `results/tables/<sweep>/sweep.json`.
+
+    Raises:
+        RecordError: the plan is missing, damaged, or lacks a key that a table needs.
+    """
+    plan = records.read(path, "plan").result
+    try:
+        return Sweep(
+            path=path,
+            results=path.parents[2],
+            name=plan["name"],
+            overrides=tuple(plan["overrides"]),
+            tasks=tuple(TaskPlan(t["name"], t["generation_id"], t["role"], tuple(t["scoring"])) for t in plan["tasks"]),
+            states=tuple(plan["states"]),
+            bases=tuple(_subject(node) for node in plan["bases"]),
+            runs=tuple(_subject(node) for node in plan["runs"]),
+            data={task: Expected(**node) for task, node in plan["data"].items()},
+        )
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{path}: the plan lacks or misspells {error}; run `python -m pipeline plan` again.") from None
+
+
+def _subject(node: dict[str, Any]) -> Subject:
+    expected = {stage: Expected(**entry) for stage, entry in node["records"].items()}
+    tasks = {task: {s: Expected(**entry) for s, entry in of.items()} for task, of in node["tasks"].items()}
+    size = node.get("size")
+    fixed = {"records": expected, "tasks": tasks, "kept": tuple(node["kept"]), "size": tuple(size) if size else None}
+    return Subject(**node | fixed)
+
+
+def variants(subjects: tuple[Subject, ...]) -> dict[str, str]:
+    """Name, for each group of runs, what tells it from groups of the same model, format, method and size.
+
+    Returns:
+        group -> "" where nothing needs telling, else such as "learning_rate=0.001".
+    """
+    alike: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for one in subjects:
+        point = (one.model, one.quantization, one.adapter, one.size)
+        alike.setdefault(point, {}).setdefault(one.group, dict(_leaves(one.settings)))
+    return {group: _told_apart(group, groups) for groups in alike.values() for group in groups}
+
+
+def _told_apart(group: str, groups: dict[str, dict[str, Any]]) -> str:
+    keys = sorted({key for leaves in groups.values() for key in leaves} - {"seed"})
+    differing = [key for key in keys if len({digest(leaves.get(key)) for leaves in groups.values()}) > 1]
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={groups[group].get(key)}" for key in differing)
+
+
+def _leaves(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
