@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -34,7 +34,12 @@ class QuantizedWeight:
 
 
 class Format(Settings):
-    """One way to store a weight. Subclasses are settings classes of `conf/quantization`."""
+    """One way to store a weight. Subclasses are settings classes of `conf/quantization`.
+
+    `own_folder` says whether a base in this format is a folder of its own; else it is the model's.
+    """
+
+    own_folder: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -66,19 +71,26 @@ class Format(Settings):
         return StoredLinear(self, stored, bias_O)
 
     def to_file(self, stored: QuantizedWeight) -> dict[str, Tensor]:
-        """Return what a base folder holds of one weight; a key is appended to the name of the weight."""
-        raise NotImplementedError(f"{self.name}: a base in this format is the model's own folder.")
+        """Return what the base's folder holds of one weight; a key is appended to the name of the weight."""
+        raise NotImplementedError(f"{self.name} has no folder of its own")
 
     def from_file(self, tensors: dict[str, Tensor]) -> QuantizedWeight:
-        """Undo `to_file`."""
-        raise NotImplementedError(f"{self.name}: a base in this format is the model's own folder.")
+        """Undo `to_file`.
 
-    def transformers_config(self, unquantized: list[str]) -> dict[str, Any] | None:
-        """Return `quantization_config` of config.json, or None where a base folder is not needed.
-
-        `unquantized` names the linear modules that stay as they are.
+        Raises:
+            KeyError: a tensor is missing.
+            QuantizationError: the weight is stored in another format.
         """
-        return None
+        raise NotImplementedError(f"{self.name} has no folder of its own")
+
+    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any]:
+        """Return `quantization_config` of config.json, which decides how `transformers` computes with the base.
+
+        Args:
+            dtype: compute dtype of the linear layers.
+            unquantized: names of the linear modules left as they are.
+        """
+        raise NotImplementedError(f"{self.name} has no folder of its own")
 
 
 class StoredLinear(FrozenLinear):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,10 +29,12 @@ class Writer:
         self._shard: dict[str, Tensor] = {}
         self._file_of: dict[str, str] = {}
         self._shards = self._total_bytes = 0
+        self._dtype = torch.float32
         folder.mkdir(parents=True)
 
     def add_quantized(self, module: str, weight: QuantizedWeight) -> None:
         """Add the weight of the linear module of that name."""
+        self._dtype = weight.dtype
         for suffix, tensor in self._format.to_file(weight).items():
             self.add(f"{module}.weight{suffix}", tensor)
 
@@ -49,7 +52,7 @@ class Writer:
         """
         self._write_shard()
         index = {"metadata": {"total_size": self._total_bytes}, "weight_map": self._file_of}
-        config = config | {"quantization_config": self._format.transformers_config(unquantized)}
+        config = config | {"quantization_config": self._format.transformers_config(self._dtype, unquantized)}
         for name, content in ((INDEX, index), (CONFIG, config)):
             (self._folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

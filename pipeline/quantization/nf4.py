@@ -81,7 +81,7 @@ class NF4(Format):
         state: dict[str, Any] = {
             "quant_type": "nf4",
             "blocksize": self.block_size,
-            "dtype": str(stored.dtype).removeprefix("torch."),
+            "dtype": _dtype_name(stored.dtype),
             "shape": stored.shape,
         }
         tensors = {"": held["packed"], ".absmax": held["absmax"], ".quant_map": levels(device).clone()}
@@ -110,17 +110,22 @@ class NF4(Format):
         O, I = state["shape"]
         return QuantizedWeight(held, (O, I), getattr(torch, state["dtype"]))
 
-    def transformers_config(self, unquantized: list[str]) -> dict[str, Any]:
+    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": self.double,
+            "bnb_4bit_compute_dtype": _dtype_name(dtype),  # the library's own default is float32, whatever the model
             "llm_int8_skip_modules": unquantized,
         }
 
 
 STATE_KEY = ".quant_state.bitsandbytes__nf4"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @cache

@@ -9,6 +9,8 @@ from pipeline.quantization.base import Format, QuantizedWeight, check_weight
 class Dense(Format):
     """Keep the weight in its own dtype."""
 
+    own_folder = False
+
     @property
     def name(self) -> str:
         return "none"

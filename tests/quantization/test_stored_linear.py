@@ -1,0 +1,153 @@
+"""The frozen linear layer over every format: its gradient, its memory, what it absorbs, what may not change it."""
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from pipeline.core.settings import build
+from pipeline.core.update import Update
+from pipeline.quantization.base import StoredLinear
+
+CONF = Path(__file__).parents[2] / "conf" / "quantization"
+FORMATS = {path.stem: build(yaml.safe_load(path.read_text())) for path in sorted(CONF.glob("*.yaml"))}
+NF4, DOUBLE = FORMATS["nf4"], FORMATS["nf4-double"]
+
+
+def layer(format_, out_features=48, in_features=128, *, bias=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out_features, in_features, generator=g)
+    return StoredLinear(format_, format_.quantize(weight), torch.randn(out_features, generator=g) if bias else None)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_and_input_gradient_are_those_of_the_dense_layer(name, dtype, bias):
+    frozen = layer(FORMATS[name], bias=bias)
+    x = torch.randn(3, 5, 128).to(dtype).requires_grad_()
+    y = frozen(x)
+    dy = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    dense, b = frozen.dense_weight(dtype), None if frozen.bias is None else frozen.bias.to(dtype)
+    assert dense.dtype == dtype
+    flat = x.detach().flatten(0, 1)
+    assert torch.equal(y.flatten(0, 1), nn.functional.linear(flat, dense, b))
+    assert torch.equal(dx.flatten(0, 1), dy.flatten(0, 1) @ dense)
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), y)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_in_it_trains(name):
+    frozen = layer(FORMATS[name])
+    assert not list(frozen.parameters())
+    assert not frozen.state_dict()
+    assert not frozen.dense_weight().requires_grad
+
+
+@pytest.mark.parametrize("name", ["nf4", "nf4-double"])
+def test_no_dense_weight_lives_between_forward_and_backward(name, monkeypatch):
+    frozen, made = layer(FORMATS[name]), []
+    plain = StoredLinear.dense_weight
+
+    def watched(self, dtype=None):
+        weight = plain(self, dtype)
+        made.append(weakref.ref(weight))
+        return weight
+
+    monkeypatch.setattr(StoredLinear, "dense_weight", watched)
+    x = torch.randn(4, 128, requires_grad=True)
+    y = frozen(x)
+    assert len(made) == 1
+    assert made[0]() is None
+    y.sum().backward()
+    assert len(made) == 2
+    assert made[1]() is None
+
+
+def test_the_output_may_be_added_to_in_place():
+    x = torch.randn(2, 3, 128, requires_grad=True)
+    y = layer(NF4)(x)
+    y += 1.0
+    y.sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_casting_a_model_leaves_what_is_stored(name):
+    frozen = layer(FORMATS[name])
+    model = nn.Sequential(frozen, nn.LayerNorm(48))
+    before = dict(frozen.quantized.tensors) | {"bias": frozen.bias}
+    model.to(torch.bfloat16)
+    after = dict(frozen.quantized.tensors) | {"bias": frozen.bias}
+    assert all(torch.equal(after[key], before[key]) and after[key].dtype == before[key].dtype for key in before)
+    assert model[1].weight.dtype == torch.bfloat16
+    model.to("meta")
+    assert all(tensor.is_meta for tensor in (*frozen.quantized.tensors.values(), frozen.bias))
+    assert frozen.device.type == "meta"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_positive_row_scale_goes_into_the_scales_of_nf4(seed):
+    frozen = layer(NF4, seed=seed)
+    before, weight, bias = frozen.quantized, frozen.dense_weight(), frozen.bias
+    scale = torch.rand(48) * 3 + 0.01
+    left = frozen.absorb(Update(row_scale_O=scale.requires_grad_()))
+    assert left.empty()
+    wanted_weight, wanted_bias = Update(row_scale_O=scale.detach()).apply(weight, bias)
+    torch.testing.assert_close(frozen.dense_weight(), wanted_weight, rtol=3e-7, atol=0)  # one rounding
+    assert torch.equal(frozen.bias, wanted_bias)
+    assert not frozen.dense_weight().requires_grad
+    assert torch.equal(frozen.quantized.tensors["packed"], before.tensors["packed"])
+    frozen.quantized = before  # what was kept was not written to
+    assert torch.equal(frozen.dense_weight(), weight)
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [layer(DOUBLE), layer(FORMATS["none"]), layer(NF4, in_features=96)],
+    ids=["double quantization", "none", "blocks across rows"],
+)
+def test_elsewhere_nothing_is_absorbed(frozen):
+    before, bias = frozen.quantized, frozen.bias
+    update = Update(row_scale_O=torch.full((48,), 2.0))
+    assert frozen.absorb(update) is update
+    assert frozen.quantized is before
+    assert frozen.bias is bias
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_scale_that_is_not_positive_is_left_over(value):
+    frozen, scale = layer(NF4), torch.ones(48)
+    scale[7] = value
+    before, update = frozen.quantized, Update(row_scale_O=scale)
+    assert frozen.absorb(update) is update
+    assert frozen.quantized is before
+
+
+def test_an_update_without_row_scale_is_left_over():
+    frozen, update = layer(NF4), Update(delta_OI=torch.ones(48, 128), bias_O=torch.ones(48))
+    before = frozen.quantized
+    assert frozen.absorb(update) is update
+    assert frozen.quantized is before
+
+
+def test_what_is_left_over_after_the_row_scale_still_gives_the_whole_update():
+    """diag(s) (W R^T c + D) = (diag(s) W) R^T c + diag(s) D."""
+    frozen = layer(NF4)
+    update = Update(
+        delta_OI=torch.randn(48, 128),
+        rotation_NCC=torch.linalg.qr(torch.randn(16, 8, 8)).Q,
+        row_scale_O=torch.rand(48) + 0.5,
+        column_scale_I=torch.rand(128) + 0.5,
+        bias_O=torch.randn(48),
+    )
+    wanted = update.apply(frozen.dense_weight(), frozen.bias)
+    left = frozen.absorb(update)
+    assert left.row_scale_O is None
+    for got, want in zip(left.apply(frozen.dense_weight(), frozen.bias), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
