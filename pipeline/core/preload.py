@@ -132,8 +132,8 @@ class _Server:
             code = self.run(request["argv"])
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
         finally:
             with suppress(OSError):
                 sys.stdout.flush()

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.core.records import file_sha256, write_atomic
 from pipeline.core.settings import build, canonical, digest
-from pipeline.sweeps.closure import modules, targets
 from pipeline.sweeps.closure import digest as code_digest
+from pipeline.sweeps.closure import modules, targets
 
 KEPT = 10_000
 
@@ -85,12 +85,12 @@ def checks(folder: Path) -> Iterator[Checks]:
 
 
 def _ask(node: Mapping[str, Any], where: str) -> Checked:
-    settings = build(node, where)
-    size, label, paths = (getattr(settings, name, None) for name in ("size", "label", "paths"))
+    settings: Any = build(node, where)
+    size = settings.size() if hasattr(settings, "size") else None
     return Checked(
         node=settings.node(),
-        size=list(found) if callable(size) and (found := size()) else None,
-        label=label if isinstance(label, str) else None,
-        paths=tuple(map(str, paths())) if callable(paths) else (),
+        size=list(size) if size else None,
+        label=getattr(settings, "label", None),
+        paths=tuple(map(str, settings.paths())) if hasattr(settings, "paths") else (),
         rules=tuple(rule.id for rule in getattr(settings, "scoring", ())),
     )

@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.core.settings import SettingsError, canonical, nearest
-from pipeline.sweeps.settings import CHOICES, SIZES, Sweep
+from pipeline.core.settings import SettingsError, canonical, nearest, parse
+from pipeline.sweeps.settings import CHOICES, SIZES, Request, Sweep, split
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = (*CHOICES, "task", "evaluation", "tracker", "hardware", "report", "sweep")
@@ -42,16 +42,31 @@ class Override:
         return self.key.split(".")[1:]
 
 
+def asked(config: Mapping[str, Any]) -> Request:
+    """Check the keys of `snakemake --config`."""
+    known = list(Request.model_fields)
+    for key, value in config.items():
+        if key in GROUPS and key not in known:
+            chosen(key, value)
+        if key not in known:
+            raise SettingsError(
+                f"{key}: --config {key}={value} is not known.{nearest(key, known)} Allowed: {', '.join(known)}. "
+                f"A setting goes into --config overrides='{key}={value}'."
+            )
+    return parse(Request, {"sweep": "default", **config, "overrides": split(config.get("overrides") or ())})
+
+
 def files(group: str) -> list[str]:
     """Return the names that `group` may choose from: the files of conf/<group>/."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-def chosen(group: str, name: str, key: str = "") -> str:
+def chosen(group: str, name: object, key: str = "") -> str:
     """Return `name` if conf/<group>/<name>.yaml exists, else say what does."""
-    if name not in (known := files(group)):
+    known, name = files(group), str(name)
+    if name not in known:
         raise SettingsError(
-            f"{key or group}: there is no {group} {name!r}.{nearest(str(name), known)} Allowed: {', '.join(known)}."
+            f"{key or group}: there is no {group} {name!r}.{nearest(name, known)} Allowed: {', '.join(known)}."
         )
     return name
 
@@ -71,9 +86,7 @@ def composed(choices: tuple[tuple[str, str], ...]) -> Node:
 
 def tasks(names: list[str]) -> Node:
     """Return the nodes of the tasks `names`, each composed under `task.<name>`."""
-    for name in names:
-        chosen("task", name, "sweep.task")
-    return composed(tuple((f"+task@task.{name}", name) for name in names))["task"]
+    return dict(composed(tuple((f"+task@task.{name}", name) for name in names))["task"])
 
 
 def resolved(config: Node) -> Node:
@@ -108,9 +121,17 @@ def parsed(texts: tuple[str, ...]) -> list[Override]:
 
 
 def _known_group(key: str) -> None:
-    group = key.partition(".")[0]
-    if group not in (known := [*GROUPS, "seed"]):
-        raise SettingsError(f"{key}: there is no such setting.{nearest(group, known)} Allowed: {', '.join(known)}.")
+    """Refuse a key that lies in no group, and name the setting that may be meant."""
+    group, _, rest = key.partition(".")
+    if group in GROUPS or key == "seed":
+        return
+    known = [*GROUPS, "seed"]
+    if group in Sweep.model_fields:
+        hint = f" Did you mean 'sweep.{group}'?"
+    else:
+        found = [full for full in flat(composed(())) if full.endswith(f".{key}")]
+        hint = f" Did you mean '{found[0]}'?" if found else nearest(group, known)
+    raise SettingsError(f"{key}: there is no such setting.{hint} Allowed: {', '.join(known)}, and the keys in them.")
 
 
 def not_swept(overrides: list[Override], sweep: Sweep) -> None:
@@ -148,9 +169,9 @@ def put(node: Node, path: list[str], value: object, key: str) -> Node:
     head, *rest = path
     if not rest:
         return node | {head: copy.deepcopy(value)}
-    inner = node.get(head)
+    inner = node.get(head, {})  # a wrong key is for its class to refuse
     if not isinstance(inner, dict):
-        raise SettingsError(f"{key}: there is no such setting.{nearest(head, list(node))} Allowed: {', '.join(node)}.")
+        raise SettingsError(f"{key}: {key.removesuffix('.' + '.'.join(rest))} is one value, {inner!r}, without parts.")
     return node | {head: put(inner, rest, value, key)}
 
 

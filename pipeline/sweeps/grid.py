@@ -82,7 +82,8 @@ def expand(request: Request, checks: Checks) -> Grid:
     remarks += _replaced(sweep, mine)
     found = _Expansion(sweep, nodes, frozenset(override.key for override in mine), checks).points()
     single = {group: _checked(checks, nodes[group]["-"], group).node for group in SINGLE}
-    names = [*sweep.task, *(str(point.settings["training"]["task"]) for point in found)]
+    names = [chosen("task", name, "sweep.task") for name in sweep.task]
+    names += [chosen("task", point.settings["training"]["task"], "training.task") for point in found]
     own = [override for override in overrides if override.group == "task"]
     return Grid(sweep, found, _tasks(list(dict.fromkeys(names)), own, checks), single, remarks)
 
@@ -135,7 +136,8 @@ def _axes_exist(sweep: Sweep, nodes: dict[str, dict[str, Node]]) -> None:
     for key in sorted(keys):
         group, _, rest = key.partition(".")
         if group not in CHOICES or not any(has(node, rest.split(".")) for node in nodes[group].values()):
-            known = {f"{axis}.{k}" for axis in CHOICES for node in nodes[axis].values() for k in node if k != TARGET}
+            axes = [group] if group in CHOICES else CHOICES
+            known = {f"{axis}.{k}" for axis in axes for node in nodes[axis].values() for k in flat(node) if k != TARGET}
             raise SettingsError(
                 f"{key}: the sweep sets it, and no file that it chose has it.{nearest(key, sorted(known))} "
                 f"Allowed: {', '.join(sorted(known))}."

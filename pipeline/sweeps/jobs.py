@@ -72,7 +72,7 @@ class Job:
 
     @cached_property
     def kept(self) -> bool:
-        """Whether the user keeps a record that other code made. Whatever must be made anew is made by the code of now."""
+        """Whether the user keeps a record that other code made; what must be made anew is made by the code of now."""
         return (
             self.keep
             and self.recorded is not None

@@ -10,9 +10,9 @@ from pipeline.core.records import write_atomic
 from pipeline.core.settings import SettingsError, canonical, digest
 from pipeline.sweeps import closure
 from pipeline.sweeps.checks import checks
-from pipeline.sweeps.compose import Node, parsed
+from pipeline.sweeps.compose import Node, asked, parsed
 from pipeline.sweeps.grid import Grid, expand
-from pipeline.sweeps.jobs import BaseAlone, Job, Made, Run, Workshop
+from pipeline.sweeps.jobs import BaseAlone, Job, Run, Workshop
 from pipeline.sweeps.settings import Request
 
 RESULTS = Path("results")
@@ -31,7 +31,7 @@ def load(config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY)
     Raises:
         SettingsError: a setting is wrong.
     """
-    request = Request.of(config)
+    request = asked(config)
     with checks(memory) as checked:
         grid = expand(request, checked)
         shop = Workshop(grid, checked, root, keep=request.code == "keep", retry=request.retry == "failed")

@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -31,14 +30,14 @@ class Sweep(Settings):
     adapter: Names
     optimizer: Names
     training: Names
-    rank: list[Annotated[int, Field(ge=1)]] = []
-    block_size: list[Annotated[int, Field(ge=1)]] = []
+    rank: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    block_size: list[Annotated[int, Field(ge=1)]] = Field(default=[])
     seed: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     task: Names
-    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    per_adapter: dict[str, dict[str, Any]] = {}
-    include: list[dict[str, Any]] = []
-    exclude: list[dict[str, Any]] = []
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
+    per_adapter: dict[str, dict[str, Any]] = Field(default={})
+    include: list[dict[str, Any]] = Field(default=[])
+    exclude: list[dict[str, Any]] = Field(default=[])
 
     named: ClassVar[tuple[str, ...]] = (*CHOICES, *SIZES, "seed")
 
@@ -71,33 +70,13 @@ class Sweep(Settings):
         return entry
 
 
-@dataclass(frozen=True)
-class Request:
-    """What `--config` asked for."""
+class Request(Settings):
+    """What `snakemake --config` asked for."""
 
     sweep: str = "default"
     overrides: tuple[str, ...] = ()
     code: Literal["rerun", "keep"] | None = None
     retry: Literal["failed"] | None = None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Request":
-        """Check the keys of `--config`."""
-        allowed = {"sweep": None, "overrides": None, "code": ("rerun", "keep"), "retry": ("failed",)}
-        for key, value in config.items():
-            if key not in allowed:
-                raise SettingsError(
-                    f"{key}: --config {key}={value} is not known.{nearest(key, list(allowed))} "
-                    f"Allowed: {', '.join(allowed)}. A setting goes into --config overrides='{key}={value}'."
-                )
-            values = allowed[key]
-            if values and value not in values:
-                raise SettingsError(
-                    f"{key}: got {value!r}.{nearest(str(value), list(values))} Allowed: {', '.join(values)}."
-                )
-        given = dict(config)
-        given["overrides"] = tuple(split(given.get("overrides") or ()))
-        return cls(**{key: str(value) if isinstance(value, int | float) else value for key, value in given.items()})
 
 
 def split(given: str | list[str] | tuple[str, ...]) -> list[str]:
