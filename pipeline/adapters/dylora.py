@@ -17,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from pipeline.adapters.base import AdapterSettings, Count, Layers, Method, Places, Positive
-from pipeline.adapters.lora import LoRALayer, at_start, peft_config
+from pipeline.adapters.lora import LoRALayer, at_start, peft_lora
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
@@ -120,4 +120,4 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
         return {"steps_at_rank": {str(b): int(n) for b, n in enumerate(self.draws_R.tolist(), start=1)}}
 
     def peft(self) -> dict[str, Any]:
-        return peft_config(self.settings.max_rank, self.settings.alpha)
+        return peft_lora(self.settings.max_rank, self.settings.alpha)

@@ -56,7 +56,7 @@ class LoRAMethod(Method[LoRA, LoRALayer]):
         }
 
     def peft(self) -> dict[str, Any]:
-        return peft_config(self.settings.rank, self.settings.alpha)
+        return peft_lora(self.settings.rank, self.settings.alpha)
 
 
 def at_start(site: Site, rank: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -66,6 +66,6 @@ def at_start(site: Site, rank: int, seed: int, device: torch.device) -> tuple[Te
     return A_RI.to(device), torch.zeros(site.out_features, rank, device=device)
 
 
-def peft_config(rank: int, alpha: float) -> dict[str, Any]:
+def peft_lora(rank: int, alpha: float) -> dict[str, Any]:
     """Return PEFT's configuration of a LoRA with scale alpha / rank."""
     return {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "use_rslora": False, "use_dora": False}

@@ -1,0 +1,157 @@
+"""A tiny Llama whose linear layers are places, and batches for it: enough model to train an adapter in a second."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.core.frozen import FrozenLinear
+from pipeline.core.settings import Settings, build
+from pipeline.core.site import LINEAR_ROLES, Site
+from pipeline.models import sites
+from pipeline.models.load import Base, Place
+from pipeline.optimizers.adamw import AdamW
+from pipeline.optimizers.base import Optimizer
+from pipeline.quantization.base import Format
+from pipeline.steps.train import IGNORED, Batch, forward
+
+ROOT = Path(__file__).parents[2]
+ADAPTERS = sorted((ROOT / "conf" / "adapter").glob("*.yaml"))
+VOCABULARY, ROWS, TIME = 48, 4, 12
+TOTAL_STEPS = 12
+"""Short, yet long enough for methods that follow a schedule to warm up, prune and cool."""
+
+
+def settings(path: Path) -> Settings:
+    return build(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+@cache
+def _weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config())
+    return model.state_dict()
+
+
+def config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attention_bias=True, initializer_range=0.08,
+    )  # fmt: skip
+
+
+def model() -> LlamaForCausalLM:
+    """The same weights each time; biases are not zero."""
+    made = LlamaForCausalLM(config()).eval().requires_grad_(False)
+    made.load_state_dict({k: v + 0.05 if k.endswith("bias") else v for k, v in _weights().items()})
+    return made
+
+
+def base(format_: Format) -> Base:
+    """The model with every linear layer stored in `format_`, without files and tokenizer."""
+    made, places = model(), {}
+    for site in sites.find(made):
+        module = made.get_submodule(site.name)
+        if site.role in LINEAR_ROLES:
+            module = format_.frozen(format_.quantize(module.weight), module.bias)
+        parent, _, leaf = site.name.rpartition(".")
+        places[site] = Place(module)
+        setattr(made.get_submodule(parent), leaf, places[site])
+    return Base(made, None, format_, places, None, torch.float32, torch.device("cpu"))
+
+
+def parts(count: int = 1, step: int = 0, seed: int = 0) -> list[Batch]:
+    """One optimizer step in `count` parts that carry unequal numbers of labels."""
+    generator = torch.Generator().manual_seed(2 * seed + step % 2)
+    ids_BT = torch.randint(VOCABULARY, (ROWS, TIME + 1), generator=generator)
+    labels_BT = ids_BT[:, 1:].clone()
+    for row in range(ROWS):
+        labels_BT[row, : 3 * row] = IGNORED
+    total = int((labels_BT != IGNORED).sum())
+    cut = zip(ids_BT[:, :-1].chunk(count), labels_BT.chunk(count), strict=True)
+    return [Batch(ids, labels, int((labels != IGNORED).sum()) / total) for ids, labels in cut]
+
+
+@torch.no_grad()
+def logits(on: Base) -> torch.Tensor:
+    return forward(on.model, parts(step=1)[0]).logits()
+
+
+def place(adapter: AdapterSettings, on: Base, seed: int = 0) -> Method:
+    method = adapter.method(seed=seed, total_steps=TOTAL_STEPS)
+    on.attach(method.place(on.frozen()))
+    return method
+
+
+def points(method: Method) -> list[int | None]:
+    return method.points or [None]
+
+
+def logits_at(on: Base, method: Method, at: int | None) -> torch.Tensor:
+    """The logits with what the method exports at one of its points."""
+    on.attach(method.export(at))
+    return logits(on)
+
+
+def optimizer(method: Method, eps: float = 1e-8) -> Optimizer:
+    return AdamW(betas=(0.9, 0.999), eps=eps, weight_decay=0.01).build(method.groups())
+
+
+def train(on: Base, method: Method, moves: Optimizer, steps: range, count: int = 1, lr: float = 5e-3) -> list[float]:
+    """Call the hooks in the order of the training loop; return the losses. The data follow the method's seed."""
+    method.train()
+    losses = []
+    for step in steps:
+        method.before_step(step)
+        total = 0.0
+        for batch in parts(count, step, method.seed):
+            loss = method.loss(lambda batch: forward(on.model, batch), batch) * batch.share
+            loss.backward()
+            total += float(loss.detach())
+        method.after_backward(step)
+        moves.clip(1.0)
+        moves.step(lr)
+        method.after_step(step)
+        method.refresh()
+        moves.zero_grad()
+        losses.append(total)
+    method.eval()
+    return losses
+
+
+def shake(method: Method, seed: int = 0, size: float = 0.05) -> None:
+    """Move every trained weight away from where it starts, so that a no-op cannot pass."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    method.refresh()
+
+
+class Dense(FrozenLinear):
+    """A frozen layer over a plain matrix."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight_OI.shape
+        self.weight_OI, self.bias = weight_OI, bias_O
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight_OI.device
+
+    def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.weight_OI.to(dtype or self.weight_OI.dtype)
+
+
+def merged(on: Base, layers: dict[Site, nn.Module]) -> Base:
+    """A new base whose adapted layers are replaced by plain dense ones that hold the update."""
+    fresh = base(on.format)
+    for site, layer in layers.items():
+        frozen = on.places[site].frozen
+        fresh.places[site].frozen = Dense(*layer.update().apply(frozen.dense_weight(), frozen.bias))
+    return fresh
