@@ -50,4 +50,5 @@ def quantize(values_N: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
 
 def dequantize(code_N: Tensor, scale_S: Tensor, block_size: int) -> Tensor:
     """Return code value * scale of its block, as float32."""
-    return codebook(code_N.device).index_select(0, code_N.int()) * scale_S.repeat_interleave(block_size)[: code_N.numel()]
+    scale_N = scale_S.repeat_interleave(block_size)[: code_N.numel()]
+    return codebook(code_N.device).index_select(0, code_N.int()) * scale_N
