@@ -102,7 +102,7 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     if made.result["files"]:
         quantized, rest = files.read(base.parent / "base", format_, linears)
     else:
-        quantized = {name: format_.quantize(weights.tensor(f"{name}.weight")) for name in linears}
+        quantized = {name: format_.quantize(weights.tensor(f"{name}.weight").to(DTYPES[dtype])) for name in linears}
         skip = {f"{name}.weight" for name in linears}
         rest = {name: weights.tensor(name) for name in weights.names() if name not in skip}
     places = _fill(empty, found, quantized, rest, format_, DTYPES[dtype])

@@ -1,6 +1,5 @@
 """Trains one adapter: one point of the sweep."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline.core.machine import ready
 from pipeline.core.settings import build, parse
 from pipeline.models.load import Base, load_base
 from pipeline.optimizers.base import OptimizerSettings
+from pipeline.tasks import rows
 from pipeline.tasks.base import Task
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.finetune import Pairs, Plan, Trained, finetune, out_of_memory
@@ -57,14 +57,10 @@ def _pairs(settings: dict[str, Any], manifest: Path) -> dict[str, Pairs]:
     """Read the rows of train and dev as (id, prompt, answer); files are checked against the manifest."""
     task = build(settings["task"], "task")
     assert isinstance(task, Task)
-    splits = records.read(manifest, "prepare_data").result["splits"]
-    pairs = {}
-    for split in ("train", "dev"):
-        path = manifest.parent / splits[split]["file"]
-        records.check_sha256(path, splits[split]["sha256"])
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        pairs[split] = [(str(row["id"]), task.prompt(row), task.answer(row)) for row in rows]
-    return pairs
+    return {
+        split: [(str(row["id"]), task.prompt(row), task.answer(row)) for row in rows.split(manifest, split)]
+        for split in ("train", "dev")
+    }
 
 
 def _outcome(trained: Trained) -> tuple[str, dict[str, Any]]:

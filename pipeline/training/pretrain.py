@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field
 
-from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.adapters.base import AdapterLayer, AdapterSettings, Method
 from pipeline.core.group import Group
 from pipeline.core.seeds import generator
 from pipeline.core.settings import Built, Settings, SettingsError, canonical
@@ -111,7 +111,7 @@ class Build(Source):
         return [batches.Example(ids[i : i + length], 0) for i in range(0, len(ids) - length + 1, length)]
 
 
-class Whole(Method[AdapterSettings]):
+class Whole(Method[AdapterSettings, AdapterLayer]):
     """Every parameter of a model trains: no sites, no layers. Matrices decay, vectors do not."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
