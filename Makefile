@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help sweep plan test check format lock clean
+.PHONY: help sweep plan test check format lock readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,11 @@ lock: .venv/made.stamp  ## make constraints.txt and environment.yml from the ran
 	env -u UV_FIND_LINKS uv pip compile --quiet --universal --python-version 3.11 --all-extras \
 		--no-annotate --custom-compile-command "make lock" $(ARGS) pyproject.toml --output-file constraints.txt
 	{ echo "$$CONDA_HEAD"; sed -E '/^(#|$(FROM_TORCH))/d; s/.*/      - "&"/' constraints.txt; } > environment.yml
+
+readme: .venv/sweep.stamp  ## put the finished default sweep's table and figures into README.md and docs/demo
+	python -m pipeline table results/
+	mkdir -p docs/demo && cp results/tables/default/table.md results/tables/default/figures/score-vs-parameters.svg docs/demo/
+	sed -i -e '/^<!-- table:/,/^<!-- end of table/{/^<!--/!d}' -e '/^<!-- table:/r docs/demo/table.md' README.md
 
 clean:  ## remove .venv and caches; results/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
