@@ -80,7 +80,7 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
         As, Bs = [layer.A_RI for layer in self.placed.values()], [layer.B_OR for layer in self.placed.values()]
         return [Group(As, masks=[self.moves_R1] * len(As)), Group(Bs, masks=[self.moves_R1.T] * len(Bs))]
 
-    def rank(self, step: int) -> tuple[int, int]:
+    def draw(self, step: int) -> tuple[int, int]:
         """Return the rank b of a step and the number of its first rows that stay (0 unless `frozen_rows`)."""
         drawn = list(self.settings.ranks if self.settings.drawn == "ranks" else range(1, self.settings.max_rank + 1))
         chances = self.settings.decay ** torch.tensor(drawn, dtype=torch.float64)
@@ -88,7 +88,7 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
         return b, [0, *drawn][bisect_left(drawn, b)] if self.settings.frozen_rows else 0
 
     def before_step(self, step: int) -> None:
-        b, stay = self.rank(step)
+        b, stay = self.draw(step)
         self.gain_R.zero_()[:b] = self.settings.alpha / b
         self.moves_R1.zero_()[stay:b] = 1
         self.draws_R[b - 1] += 1
