@@ -1,6 +1,8 @@
 """Puts a method's layers on a base."""
 
+from pipeline.adapters import files
 from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.core import records
 from pipeline.models.load import Base
 
 
@@ -16,3 +18,17 @@ def adapt(base: Base, adapter: AdapterSettings, seed: int, total_steps: int) -> 
     method = adapter.method(seed=seed, total_steps=total_steps)
     base.attach(method.place(base.frozen()))
     return method
+
+
+def restore(base: Base, adapter: AdapterSettings, train: records.Record) -> Method:
+    """Return the trained method of a record of `finetune`, its layers placed on `base`, to compute and not to train.
+
+    Raises:
+        RecordError: a file of the adapter is missing, damaged, or not the one that was trained.
+    """
+    method = adapt(base, adapter, train.settings["seed"], train.settings["training"]["steps"])
+    folder = train.path.parent / "adapter"
+    for name, expected in train.result["adapter_files"].items():
+        records.check_sha256(folder / name, expected)
+    files.load(method, folder)
+    return method.eval()

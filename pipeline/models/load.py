@@ -157,7 +157,7 @@ def _fill(
     for site in found:
         module: Any = model.get_submodule(site.name)
         if site.role in LINEAR_ROLES:
-            bias = rest.pop(f"{site.name}.bias").to(dtype) if site.bias else None
+            bias = rest.pop(f"{site.name}.bias") if site.bias else None
             module = StoredLinear(format_, quantized[site.name], bias)
         parent, _, leaf = site.name.rpartition(".")
         places[site] = Place(module)

@@ -115,18 +115,20 @@ def updates_of(method: Method, at: int | None) -> dict[Site, Update]:
 def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLinear:
     """Return one site's layer with `update` merged into it, in the state asked for.
 
-    The arithmetic is in fp32; the result is dense in the base's compute dtype, or quantized by the base's format.
+    The arithmetic is in fp32; the result is dense or quantized by the base's format, in the dtype that the model is
+    stored in: what is shipped does not depend on the dtype that it is computed with.
     """
     frozen = base.frozen()[site]
     assert isinstance(frozen, StoredLinear)
+    if state == "requantized-dequantized":
+        absorbing = StoredLinear(base.format, frozen.quantized, frozen.bias)
+        if absorbing.absorb(update).empty():
+            return absorbing  # the scales took it all, and nothing is rounded to the grid again
+    format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
     weight_OI, bias_O = update.apply(
         source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()
     )
-    bias_O = None if bias_O is None else bias_O.to(base.dtype)
-    if state.startswith("requantized"):
-        return StoredLinear(base.format, base.format.quantize(weight_OI.to(frozen.quantized.dtype)), bias_O)
-    dense = Dense()
-    return StoredLinear(dense, dense.quantize(weight_OI.to(base.dtype)), bias_O)
+    return StoredLinear(format_, format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
 
 
 def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:
