@@ -1,15 +1,16 @@
 """Greedy replies to the prompts of a task."""
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.settings import SettingsError
 from pipeline.steps.decode import DECODING, Reply, greedy
-from pipeline.steps.tokens import prompt_ids
+from pipeline.steps.tokens import Tokenizer, prompt_ids
 from pipeline.tasks.base import Row, Task
 from pipeline.tasks.generation import Greedy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 TOO_LONG = "too-long"
 """Why a question was not put to the model at all."""
@@ -18,7 +19,7 @@ TOO_LONG = "too-long"
 class Questions:
     """The prompts of a task as tokens, made once for all states, and put to a model batch by batch."""
 
-    def __init__(self, task: Task, rows: list[Row], tokenizer: "PreTrainedTokenizerBase", context: int) -> None:
+    def __init__(self, task: Task, rows: list[Row], tokenizer: Tokenizer, context: int) -> None:
         """Tokenize every prompt.
 
         Raises:
@@ -26,7 +27,8 @@ class Questions:
         """
         assert isinstance(task.generation, Greedy)
         self.settings, self.tokenizer = task.generation, tokenizer
-        self.stop_ids = frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
+        eos = tokenizer.eos_token_id
+        self.stop_ids: frozenset[int] = frozenset() if eos is None else frozenset([eos])
         self.names = [row["id"] for row in rows]
         self.prompts = [prompt_ids(tokenizer, task.prompt(row)) for row in rows]
         room = context - self.settings.max_new_tokens
@@ -78,8 +80,17 @@ class Questions:
         )
 
     def _halted(self, tokens: list[int]) -> bool:
+        if not self._may_end(tokens[-1]):  # decoding every reply at every token would take a third of the time
+            return False
         text = self._decoded(tokens)
         return any(stop in text for stop in self.settings.stop)
+
+    @functools.cache  # noqa: B019  (lives as long as the evaluation)
+    def _may_end(self, token: int) -> bool:
+        """Say whether a token can complete a stop string: it holds the last letter of one, or a part of a letter."""
+        text = self._decoded([token])
+        lasts = {stop[-1] for stop in self.settings.stop}
+        return "\ufffd" in text or " " in lasts or any(last in text for last in lasts)
 
     def _text(self, reply: Reply) -> str:
         """Return a reply's text, cut before the first stop string."""
@@ -87,6 +98,4 @@ class Questions:
         return text[: min((text.index(stop) for stop in self.settings.stop if stop in text), default=len(text))]
 
     def _decoded(self, tokens: list[int] | tuple[int, ...]) -> str:
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)

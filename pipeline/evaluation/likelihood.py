@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.settings import SettingsError
-from pipeline.steps.tokens import prompt_ids
+from pipeline.steps.tokens import Tokenizer, prompt_ids
 from pipeline.tasks.base import Row, Task
 from pipeline.tasks.generation import Likelihood
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class Chunks:
     """The texts of a task, joined, tokenized once after one BOS, and cut into chunks that do not overlap."""
 
-    def __init__(self, task: Task, rows: list[Row], tokenizer: "PreTrainedTokenizerBase", context: int) -> None:
+    def __init__(self, task: Task, rows: list[Row], tokenizer: Tokenizer, context: int) -> None:
         """Tokenize and cut; what is left after the last whole chunk is dropped.
 
         Raises:
@@ -55,11 +55,12 @@ class Chunks:
         Raises:
             FloatingPointError: a log-likelihood is not a finite number.
         """
-        found = []
+        head, found = model.get_output_embeddings(), []
+        assert head is not None
         for ids_BT in self.chunks_BT.to(model.device).split(self.settings.batch_size):
             hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
             for hidden_TD, ids_T in zip(hidden_BTD, ids_BT, strict=True):  # the logits of one chunk at a time
-                logits_TV = model.get_output_embeddings()(hidden_TD[:-1]).float()
+                logits_TV = head(hidden_TD[:-1]).float()
                 found.append(-torch.nn.functional.cross_entropy(logits_TV, ids_T[1:], reduction="sum").item())
         if not all(map(math.isfinite, found)):
             raise FloatingPointError("the model's log-likelihoods are not finite")

@@ -26,7 +26,7 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     assert isinstance(task, Task)
     assert task.generation is not None
     device = ready(settings["hardware"]["device"], settings["hardware"]["threads"])
-    made = {stage: records.read(inputs[key], stage) for key, stage in MADE.items() if key in inputs}
+    made = {key: records.read(inputs[key], stage) for key, stage in MADE.items() if key in inputs}
     status, items, result = _failed(made) or _evaluated(settings, inputs, task, made, str(device))
     labelled = ({"state": state} | item for state, found in items.items() for item in found)
     names = {"task": task.name, "generation_id": task.generation.id}

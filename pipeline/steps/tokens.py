@@ -1,6 +1,5 @@
 """How a prompt and its answer become tokens: one rule for training and evaluation."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -11,7 +10,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -76,6 +76,7 @@ class Local(DataSource):
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         import datasets  # noqa: PLC0415  (a second; only where files are really read)
+        from datasets.exceptions import DatasetGenerationError  # noqa: PLC0415
 
         if not path.is_file():
             raise SettingsError(f"data.files: there is no file {path} (looked for it in {Path.cwd()}).")
@@ -88,7 +89,7 @@ class Local(DataSource):
                 table = datasets.load_dataset(
                     reader, data_files=str(path), split="train", cache_dir=cache, **options if reader == "csv" else {}
                 )
-            except datasets.exceptions.DatasetGenerationError as error:
+            except DatasetGenerationError as error:
                 raise SettingsError(f"{path}: cannot be read as {reader}: {error.__cause__ or error}") from None
             return table.to_list()
 

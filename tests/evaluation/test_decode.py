@@ -42,7 +42,11 @@ def theirs(model, prompt, count):
     """transformers' greedy decoding of one prompt, without any padding."""
     ids = torch.tensor([prompt])
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": False}
-    return tuple(model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **options)[0, len(prompt):].tolist())
+    return tuple(
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **options)[
+            0, len(prompt) :
+        ].tolist()
+    )
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(model, prompts):
@@ -70,7 +74,12 @@ def test_the_generation_config_is_never_asked(prompts):
     model = MODELS["llama"]().eval()
     plain = greedy(model, prompts, max_new_tokens=8, stop_ids=frozenset())
     model.generation_config.update(
-        do_sample=True, temperature=5.0, top_k=3, repetition_penalty=9.0, min_new_tokens=1, eos_token_id=plain[0].tokens[1]
+        do_sample=True,
+        temperature=5.0,
+        top_k=3,
+        repetition_penalty=9.0,
+        min_new_tokens=1,
+        eos_token_id=plain[0].tokens[1],
     )
     assert greedy(model, prompts, max_new_tokens=8, stop_ids=frozenset()) == plain
 
@@ -78,7 +87,9 @@ def test_the_generation_config_is_never_asked(prompts):
 def test_a_reply_can_be_halted():
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
-    replies = greedy(model, [[3, 4], [5]], max_new_tokens=6, stop_ids=frozenset(), halted=lambda tokens: len(tokens) == 2)
+    replies = greedy(
+        model, [[3, 4], [5]], max_new_tokens=6, stop_ids=frozenset(), halted=lambda tokens: len(tokens) == 2
+    )
     assert [(len(reply.tokens), reply.stop) for reply in replies] == [(2, "stop"), (2, "stop")]
 
 
