@@ -1,0 +1,94 @@
+"""A file that was cut short or changed is named, and never read for good."""
+
+import pytest
+
+from pipeline.core import records
+
+HARM = {
+    "cut short": lambda data: data[: len(data) // 2],
+    "one bit": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+}
+
+
+@pytest.fixture(params=HARM)
+def harm(request):
+    return lambda path: path.write_bytes(HARM[request.param](path.read_bytes()))
+
+
+def upstream(one, name):
+    """The path that the job's command calls `name`."""
+    (path,) = [word.partition("=")[2] for word in one.command if word.startswith(f"{name}=results")]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "pattern"),
+    [
+        ("finetune", "data", "train.jsonl"),
+        ("finetune", "data", "manifest.json"),
+        ("finetune", "model", "model/*.safetensors"),
+        ("finetune", "base", "base/*.safetensors"),
+        ("merge", "train", "adapter/adapter_model.safetensors"),
+        ("merge", "train", "train.json"),
+        ("evaluate", "train", "adapter/adapter_model.safetensors"),
+        ("evaluate", "merge", "merge.json"),
+        ("evaluate", "data", "test.jsonl"),
+    ],
+)
+def test_damaged_input_is_named(stage, name, pattern, harm, copy, job, lab):
+    one = job(stage, "nf4-double", *(["train="] if stage == "evaluate" else []))
+    (path, *_) = (copy / upstream(one, name)).parent.glob(pattern)
+    one.clear(copy)
+    harm(path)
+    done = lab.run(one.command, copy)
+    assert done.code == 1, done.output
+    assert path.name in done.output
+    assert "Traceback" not in done.output
+    assert not (copy / one.outputs["record"]).exists()
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("items", "*.jsonl"), ("record", "*.json")])
+def test_damaged_replies_are_named(name, pattern, harm, copy, job, lab):
+    one = job("score")
+    path = copy / upstream(one, name)
+    one.clear(copy)
+    harm(path)
+    done = lab.run(one.command, copy)
+    assert done.code == 1, done.output
+    assert path.name in done.output
+
+
+def killed_with_two_checkpoints(one, copy, lab):
+    """Kill the fine-tune after its second checkpoint; return the records of both, older first."""
+    one.clear(copy)
+    folder = copy / one.outputs["record"].parent / "checkpoints"
+    undisturbed = lab.run(one.command, copy)
+    for point in range(undisturbed.events, 0, -1):
+        one.clear(copy)
+        lab.run(one.command, copy, event=point)
+        if len(found := sorted(folder.glob("step-*.json"))) == 2:
+            return found
+    pytest.fail("the fine-tune of the small sweep writes fewer than two checkpoints")
+
+
+def test_damaged_checkpoint_gives_way_to_the_older_one(harm, sweep, copy, job, lab):
+    one = job("finetune", "lora.LoRA")
+    older, newer = killed_with_two_checkpoints(one, copy, lab)
+    harm(newer.with_suffix(".safetensors"))
+    done = lab.run(one.command, copy)
+    assert done.code == 0, done.output
+    assert newer.with_suffix(".safetensors").name in done.output
+    record = records.read(copy / one.outputs["record"])
+    assert record.about["resumed_at"] == records.read(older).result["step"] if older.exists() else True
+    adapter = one.outputs["record"].parent / "adapter/adapter_model.safetensors"
+    assert (copy / adapter).read_bytes() == (sweep / adapter).read_bytes()
+
+
+def test_no_whole_checkpoint_is_an_error(harm, copy, job, lab):
+    one = job("finetune", "lora.LoRA")
+    for record in killed_with_two_checkpoints(one, copy, lab):
+        harm(record.with_suffix(".safetensors"))
+    done = lab.run(one.command, copy)
+    assert done.code == 1, done.output
+    assert "step-" in done.output
+    assert not (copy / one.outputs["record"]).exists()

@@ -1,0 +1,91 @@
+"""A fine-tune that is killed at any moment goes on from its last checkpoint and ends with the same bytes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.core import records
+from tests.e2e.jobs import PATIENCE, ROOT, SMOKE, environment, snakemake
+
+ADAPTER = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep, job, lab, tmp_path_factory):
+    """The job, its run's folder, how it ended undisturbed, and the bytes of a checkpoint's files."""
+    one = job("finetune", "adalora")  # the method with most state
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(sweep / "results", folder / "results")
+    one.clear(folder)
+    done = lab.run(one.command, folder)
+    assert done.code == 0, done.output
+    run = one.outputs["record"].parent
+    assert (folder / run / ADAPTER).read_bytes() == (sweep / run / ADAPTER).read_bytes()
+    return one, run, done
+
+
+@pytest.fixture
+def fresh(sweep, undisturbed, tmp_path):
+    shutil.copytree(sweep / "results", tmp_path / "results")
+    undisturbed[0].clear(tmp_path)
+    return tmp_path
+
+
+def finish(sweep, fresh, lab, undisturbed) -> int:
+    """Run the killed job again; it must give the same bytes. Return the step from which it went on."""
+    one, run, _ = undisturbed
+    done = lab.run(one.command, fresh)
+    assert done.code == 0, done.output
+    assert (fresh / run / ADAPTER).read_bytes() == (sweep / run / ADAPTER).read_bytes()
+    record = records.read(fresh / one.outputs["record"], "finetune")
+    assert record.result == records.read(sweep / one.outputs["record"], "finetune").result
+    assert list(fresh.rglob("*.unfinished")) == []
+    return record.about["resumed_at"]
+
+
+@pytest.mark.parametrize("tenth", range(1, 9))
+def test_killed_at_what_it_does_to_files(tenth, sweep, fresh, lab, undisturbed):
+    point = max(1, undisturbed[2].events * tenth // 8)
+    assert lab.run(undisturbed[0].command, fresh, event=point).code == -signal.SIGKILL
+    resumed = finish(sweep, fresh, lab, undisturbed)
+    assert resumed > 0 or tenth < 3, "the last checkpoint was not used"
+
+
+@pytest.mark.parametrize("bytes_", [0, 700, 4096, 20_000, 40_000, 80_000])
+def test_killed_inside_of_a_write(bytes_, sweep, fresh, lab, undisturbed):
+    code = lab.run(undisturbed[0].command, fresh, bytes=bytes_).code
+    assert code in (-signal.SIGXFSZ, 0), code
+    assert code or bytes_ > 40_000, "no file of this run is that short"
+    finish(sweep, fresh, lab, undisturbed)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.7, 0.8, 0.9])
+def test_killed_after_a_while(share, sweep, fresh, lab, undisturbed):
+    assert lab.run(undisturbed[0].command, fresh, after=share * undisturbed[2].seconds).code in (-signal.SIGKILL, 0)
+    finish(sweep, fresh, lab, undisturbed)
+
+
+def test_killed_with_all_of_snakemake(sweep, copy, undisturbed):
+    one, run, _ = undisturbed
+    one.clear(copy)
+    arguments = ["-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(copy)]
+    running = subprocess.Popen(
+        [sys.executable, *arguments, "--cores", "2", "--config", SMOKE],
+        cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    limit = time.monotonic() + PATIENCE
+    while not list((copy / run).glob("checkpoints/*.json")):
+        assert running.poll() is None, "it ended without a checkpoint"
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    done = snakemake(copy, "--cores", "2", "--config", SMOKE)
+    assert done.returncode == 0, done.stdout
+    assert (copy / run / ADAPTER).read_bytes() == (sweep / run / ADAPTER).read_bytes()
