@@ -29,7 +29,7 @@ class LowRank(torch.autograd.Function):
         x_MI, h_MR, A_RI, B_OR = ctx.saved_tensors
         dh_MR = dy_MO @ B_OR
         dx_MI = ctx.frozen.input_gradient(dy_MO).addmm_(dh_MR, A_RI) if ctx.needs_input_grad[0] else None
-        return dx_MI, dh_MR.T @ x_MI, dy_MO.T @ h_MR, None
+        return dx_MI, dh_MR.T @ x_MI, (h_MR.T @ dy_MO).T, None
 
 
 def low_rank(x: Tensor, A_RI: Tensor, B_OR: Tensor, frozen: FrozenLinear) -> Tensor:
