@@ -71,12 +71,12 @@ def score_against_parameters(comparison: Comparison) -> Figure:
     figure, panels = _panels(points)
     for ax, where in panels:
         looks = _looks(comparison)
-        _base(ax, comparison, column, where)
-        for series, (adapter, own) in enumerate(_series(points, where).items()):
-            own = sorted(own, key=lambda point: point.line.shipped_parameters or 0)
+        for series, (adapter, found) in enumerate(_series(points, where).items()):
+            own = sorted(found, key=lambda point: point.line.shipped_parameters or 0)
             x = np.array([point.line.shipped_parameters or 0 for point in own]) * 1.03 ** (series - 1)
             _line_with_intervals(ax, x, own, looks[adapter], label=own[0].line.method)
-        ax.set_xscale("log")
+        _base(ax, comparison, column, where)
+        style.counts(ax)
         ax.set_xlabel("trainable parameters that ship")
     _finish(figure, [ax for ax, _ in panels], _says(column))
     return figure
@@ -91,8 +91,8 @@ def rank_curve(comparison: Comparison) -> Figure:
     figure, panels = _panels(points)
     for ax, where in panels:
         looks = _looks(comparison)
-        for adapter, own in _series(points, where).items():
-            own = sorted(own, key=lambda point: _rank(point.line) or 0)
+        for adapter, found in _series(points, where).items():
+            own = sorted(found, key=lambda point: _rank(point.line) or 0)
             at_once = own[0].line.rank is not None
             label = f"{own[0].line.method}, {'one run, all ranks' if at_once else 'a run for each rank'}"
             x = np.array([_rank(point.line) or 0 for point in own], dtype=float)
@@ -125,11 +125,12 @@ def retention_against_gain(comparison: Comparison) -> Figure:
             x, x_low, x_high = _gains([point.cell for point in own])
             y, y_low, y_high = _gains(kept)
             color, marker = looks[adapter]
-            spread = {"xerr": [x - x_low, x_high - x], "yerr": [y - y_low, y_high - y]}
-            ax.errorbar(x, y, **spread, fmt="none", color=color, linewidth=1, alpha=0.55)
+            spread_x, spread_y = np.stack([x - x_low, x_high - x]), np.stack([y - y_low, y_high - y])
+            ax.errorbar(x, y, yerr=spread_y, xerr=spread_x, fmt="none", color=color, linewidth=1, alpha=0.55)
             size = 18 + 22 * np.arange(len(own))
             ax.plot(x, y, color=color, linewidth=0.8, alpha=0.6)
-            ax.scatter(x, y, s=size, color=color, marker=marker, zorder=3, label=own[0].line.method)
+            ax.scatter(x, y, s=size, color=color, marker=marker, zorder=3)
+            ax.plot([], [], marker, color=color, label=own[0].line.method)
         ax.set_xlabel(f"gain on {gained.protocol}")
     _finish(figure, [ax for ax, _ in panels], f"change on {retained.protocol}")
     return figure
@@ -141,7 +142,7 @@ def states(comparison: Comparison) -> Figure:
     lines = [line for line in comparison.lines if any(column.key in line.cells for column in columns)][:LINES_SHOWN]
     if not lines:
         return style.nothing("No run has been scored yet.")
-    figure = Figure(figsize=(8, 1.1 + 0.26 * len(lines)))
+    figure = Figure(figsize=(6.6, 1.1 + 0.25 * len(lines)))
     ax = figure.subplots()
     looks = _looks(comparison)
     shapes = [("o", "full"), ("s", "none"), ("D", "none"), ("^", "none"), ("v", "none")]
@@ -168,7 +169,7 @@ def training_curves(comparison: Comparison, curves: Curves) -> Figure:
     if not shown:
         return style.nothing("No run has left a training curve.")
     methods = list(dict.fromkeys(lines[group].method for group in shown))
-    figure, axes = style.panels(len(methods), height=3.2)
+    figure, axes = style.panels(len(methods), height=3.3)
     looks = _looks(comparison)
     for ax, method in zip(axes, methods, strict=True):
         own = [(lines[group], of) for group, of in shown.items() if lines[group].method == method]
@@ -177,9 +178,10 @@ def training_curves(comparison: Comparison, curves: Curves) -> Figure:
             alpha = (sizes.index(line.size or 0) + 1.5) / (len(sizes) + 0.5)
             _curve(ax, line, of, looks[line.adapter or ""][0], alpha)
         ax.set_title(method)
+        ax.tick_params(labelbottom=True)
         ax.set_yscale("log")
         ax.set_xlabel("step")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7.5)
     axes[0].set_ylabel("training loss")
     return figure
 

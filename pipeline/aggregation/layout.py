@@ -8,11 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.aggregation.comparison import Cell, Column, Comparison, Line
-from pipeline.aggregation.wording import ARROWS, STATUS_WORDS, number, remarks
+from pipeline.aggregation.wording import ARROWS, STATUS_WORDS, number, remarks, titled
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: what it says, how it is marked, the number it is sorted by, and what more there is to know."""
+    """One entry: what it says, how it is marked, the number it is sorted by, and what more there is to know.
+
+    `mark` is that of a cell, or "failed" where there is no number because a run did not end well.
+    """
 
     text: str = ""
     mark: str = ""
@@ -24,10 +28,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Heading:
-    """The heading of one column, line by line; an empty line is left out by no renderer, so that lines align."""
+    """The heading of one column, line by line, and whether its entries may carry marks."""
 
     lines: tuple[str, ...]
     numeric: bool = True
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def main(comparison: Comparison) -> Sheet:
     gains = [column for column in targets if column.state == comparison.state]
     headings = [
         *_identity_headings(comparison),
-        Heading(("trained", "parameters", "")),
+        Heading(("trained parameters", "", "")),
         *(_heading(column) for column in targets),
         *(Heading(("gain over base", *_heading(column).lines[1:])) for column in gains),
         *(_heading(column) for column in others),
@@ -96,7 +101,11 @@ def details(comparison: Comparison) -> list[Sheet]:
             if column.state == comparison.state and _any(comparison.lines, column, count)
         ]
         counted = [(column, count) for column, count in counted if count == "failures" or column.leading]
-        headings = [*_identity_headings(comparison), *map(_heading, columns), *(_count_heading(*one) for one in counted)]
+        headings = [
+            *_identity_headings(comparison),
+            *map(_heading, columns),
+            *(_count_heading(*one) for one in counted),
+        ]
         rows = [
             Row(
                 line,
@@ -108,7 +117,7 @@ def details(comparison: Comparison) -> list[Sheet]:
             )
             for line in comparison.lines
         ]
-        title = f"{task.role}: {task.protocol}, every rule in every state"
+        title = f"{titled(task)}: every rule in every state"
         sheets.append(Sheet(task.name, title, tuple(headings), tuple(rows)))
     return sheets
 
@@ -149,15 +158,17 @@ def _identity(comparison: Comparison, line: Line) -> list[Entry]:
 
 def _heading(column: Column) -> Heading:
     rule = column.rule if column.unit == column.rule else f"{column.rule}, {column.unit}"
-    return Heading((column.protocol, f"{rule} {ARROWS[column.better]}", column.state))
+    return Heading((column.protocol, f"{rule} {ARROWS[column.better]}", column.state), marked=True)
 
 
 def _parameters(line: Line) -> Entry:
     if line.trained_parameters is None:
-        return Entry("0" if line.is_base else "–", value=0 if line.is_base else None)
+        return Entry("0", value=0) if line.is_base else Entry("unknown", muted=True)
     shipped = line.shipped_parameters or line.trained_parameters
-    text = f"{shipped:,}" if shipped == line.trained_parameters else f"{shipped:,} of {line.trained_parameters:,}"
-    return Entry(text, value=shipped, more="" if text.isdigit() else "parameters in what ships, of those trained at once")
+    if shipped == line.trained_parameters:
+        return Entry(f"{shipped:,}", value=shipped)
+    more = "parameters of what ships, of those trained at once"
+    return Entry(f"{shipped:,} of {line.trained_parameters:,}", value=shipped, more=more)
 
 
 def _entry(comparison: Comparison, column: Column, line: Line, decimals: dict[str, int]) -> Entry:
@@ -180,8 +191,8 @@ def _absent(column: Column, line: Line) -> Entry:
     if line.is_base:
         return Entry()
     statuses = list(dict.fromkeys(note.status for note in line.notes))
-    if statuses:
-        return Entry(" / ".join(STATUS_WORDS[status] for status in statuses), muted=True)
+    if statuses and column.state not in line.skipped:
+        return Entry(" / ".join(STATUS_WORDS[status] for status in statuses), "failed")
     return Entry("n/a", more=line.skipped.get(column.state, "not scored"), muted=True)
 
 
@@ -236,8 +247,8 @@ def _decimals(comparison: Comparison) -> dict[str, int]:
     """Return, for each protocol and rule, the decimals that show two digits of the typical interval."""
     widths: dict[str, list[float]] = {}
     for column in comparison.columns:
-        of = widths.setdefault(column.sibling(""), [])
-        of += [(line.cells[column.key].high - line.cells[column.key].low) / 2 for line in comparison.lines if column.key in line.cells]
+        cells = [line.cells[column.key] for line in comparison.lines if column.key in line.cells]
+        widths.setdefault(column.sibling(""), []).extend((cell.high - cell.low) / 2 for cell in cells)
     return {key: _places(sorted(of)[len(of) // 2]) for key, of in widths.items()}
 
 

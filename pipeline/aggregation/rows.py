@@ -21,14 +21,14 @@ class Score:
 
     task: str
     rule: str
-    unit: str
-    better: str
-    aggregate: str
     state: str
     rank: int | None
     score: float
     items: tuple[str, ...]
     item_scores_N: np.ndarray
+    unit: str
+    better: str
+    aggregate: str
     failures: int
     truncated: int
 
@@ -138,18 +138,17 @@ def scores_of(record: Record) -> list[Score]:
     for rule, of in record.result["rules"].items():
         for label, entry in of["states"].items():
             item_scores_N = np.asarray(entry["per_item"], dtype=np.float64)
-            again = summarize(item_scores_N.mean(), of["aggregate"])
-            if item_scores_N.shape != (len(items),) or not math.isclose(again, entry["score"], rel_tol=1e-6, abs_tol=1e-6):
+            score, again = entry["score"], summarize(item_scores_N.mean(), of["aggregate"])
+            if item_scores_N.shape != (len(items),) or not math.isclose(again, score, rel_tol=1e-6, abs_tol=1e-6):
                 raise RecordError(
-                    f"{record.path}: {rule}, {label}: the score {entry['score']} does not follow from its "
+                    f"{record.path}: {rule}, {label}: the score {score} does not follow from its "
                     f"{item_scores_N.size} item scores ({again:.6g}, {len(items)} items). Score the run again."
                 )
-            found.append(
-                Score(
-                    record.result["task"], rule, of["unit"], of["better"], of["aggregate"], *split_label(label),
-                    entry["score"], items, item_scores_N, entry.get("failures", 0), entry.get("truncated", 0),
-                )  # fmt: skip
-            )
+            state, rank = split_label(label)
+            facts = {key: of[key] for key in ("unit", "better", "aggregate")}
+            counts = {key: entry[key] for key in ("failures", "truncated")}
+            task = record.result["task"]
+            found.append(Score(task, rule, state, rank, score, items, item_scores_N, **facts, **counts))
     return found
 
 
@@ -166,7 +165,7 @@ def summarize(mean: Any, aggregate: str) -> Any:
     raise RecordError(f"aggregate: must be 'mean' or 'exp-mean', got {aggregate!r}.")
 
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "model", "quantization", "adapter", "size_axis", "size", "variant", "seed", "state", "rank", "task", "protocol",
     "rule", "unit", "better", "score", "items", "failures", "truncated", "trainable_parameters", "shipped_parameters",
     "code", "status", "reason", "folder",

@@ -57,7 +57,7 @@ def pairwise(lines: list[np.ndarray]) -> np.ndarray:
     """
     count = len(lines)
     p_KK = np.ones((count, count))
-    if count < 2 or lines[0].shape[1] < 2:  # nothing to compare with, or nothing to compare on
+    if count <= 1 or lines[0].shape[1] <= 1:  # nothing to compare with, or nothing to compare on
         return p_KK
     means_KN = np.stack([scores_SN.mean(axis=0) for scores_SN in lines])
     cov_KK = np.cov(means_KN)
@@ -77,7 +77,7 @@ def shifts(differences: list[np.ndarray]) -> np.ndarray:
     Args:
         differences: K arrays (S, N), one run in two states, item by item.
     """
-    if not differences or differences[0].shape[1] < 2:
+    if not differences or differences[0].shape[1] <= 1:
         return np.ones(len(differences))
     means_KN = np.stack([difference_SN.mean(axis=0) for difference_SN in differences])
     of_seeds_K, freedom = seed_noise(differences)

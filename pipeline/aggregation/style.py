@@ -8,10 +8,12 @@ its own besides. In the report the colors become CSS variables, so that figures 
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#dde1e6", "#fffffe"
 SERIES = ("#2f86ea", "#d9660a", "#0b4a2b", "#96508a", "#7a6410", "#3a2a78")
@@ -19,7 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     color: f"--series-{k}" for k, color in enumerate(SERIES)
 }
-RC = {
+RC: dict[Any, Any] = {
     "svg.hashsalt": "pipeline", "svg.fonttype": "none", "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
@@ -39,7 +41,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, width: float = 4.0, height: float = 3.4, columns: int = 2) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, width: float = 3.3, height: float = 3.1, columns: int = 2) -> tuple[Figure, list[Axes]]:
     """Return a figure of `count` panels side by side, in rows of `columns`, with shared axes."""
     across = min(count, columns)
     down = -(-count // across)
@@ -59,6 +61,14 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     }  # fmt: skip
     if found:
         figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(6, len(found)))
+
+
+def counts(ax: Axes) -> None:
+    """Make the x axis logarithmic, with ticks that read as counts: 500, 2k, 1M."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def nothing(reason: str) -> Figure:

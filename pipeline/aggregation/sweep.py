@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.aggregation.settings import Report
 from pipeline.core import records
 from pipeline.core.records import Record, RecordError
-from pipeline.core.settings import digest
+from pipeline.core.settings import digest, parse
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Sweep:
     bases: tuple[Subject, ...]
     runs: tuple[Subject, ...]
     data: dict[str, Expected]
+    report: Report
 
     def task(self, role: str) -> list[TaskPlan]:
         """Return the tasks of one role, in the order of the plan."""
@@ -132,9 +134,12 @@ def load(path: Path) -> Sweep:
             bases=tuple(_subject(node) for node in plan["bases"]),
             runs=tuple(_subject(node) for node in plan["runs"]),
             data={task: Expected(**node) for task, node in plan["data"].items()},
+            report=parse(Report, plan["report"], "report"),
         )
     except (KeyError, TypeError) as error:
-        raise RecordError(f"{path}: the plan lacks or misspells {error}; run `python -m pipeline plan` again.") from None
+        raise RecordError(
+            f"{path}: the plan lacks or misspells {error}; run `python -m pipeline plan` again."
+        ) from None
 
 
 def _subject(node: dict[str, Any]) -> Subject:
@@ -154,7 +159,7 @@ def variants(subjects: tuple[Subject, ...]) -> dict[str, str]:
     alike: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for one in subjects:
         point = (one.model, one.quantization, one.adapter, one.size)
-        alike.setdefault(point, {}).setdefault(one.group, dict(_leaves(one.settings)))
+        alike.setdefault(point, {}).setdefault(one.group, dict(leaves(one.settings)))
     return {group: _told_apart(group, groups) for groups in alike.values() for group in groups}
 
 
@@ -164,9 +169,10 @@ def _told_apart(group: str, groups: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{key.rsplit('.', 1)[-1]}={groups[group].get(key)}" for key in differing)
 
 
-def _leaves(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything in a node of settings."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{where}{key}.")
+            yield from leaves(value, f"{where}{key}.")
         else:
             yield f"{where}{key}", value

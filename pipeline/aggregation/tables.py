@@ -7,7 +7,7 @@ from textwrap import wrap
 from pipeline.aggregation import layout, wording
 from pipeline.aggregation.comparison import Comparison, Line
 from pipeline.aggregation.layout import Entry, Sheet
-from pipeline.aggregation.wording import MARKS
+from pipeline.aggregation.wording import MARKS, MINUS
 
 
 def markdown(comparison: Comparison) -> str:
@@ -47,7 +47,9 @@ def text(comparison: Comparison) -> str:
     lines = _aligned(cells, sheet)
     rule = "-" * len(lines[0])
     lines = [*(line.rstrip() for line in lines[:height]), rule, *(line.rstrip() for line in lines[height:])]
-    return "\n".join([*wording.head(comparison), "", *lines, "", *wording.legend(comparison), *wording.notes(comparison)])
+    return "\n".join(
+        [*wording.head(comparison), "", *lines, "", *wording.legend(comparison), *wording.notes(comparison)]
+    )
 
 
 def table_csv(comparison: Comparison) -> bytes:
@@ -85,7 +87,7 @@ def _plain(comparison: Comparison, line: Line) -> dict[str, object]:
 
 
 def _marked(entry: Entry) -> str:
-    return " ".join(part for part in (entry.text, MARKS.get(entry.mark, ""), MARKS.get(entry.shift, "")) if part)
+    return " ".join(part for part in (entry.text, MARKS[entry.mark], MARKS[entry.shift]) if part)
 
 
 def _aligned(cells: list[list[str]], sheet: Sheet, gap: str = "  ") -> list[str]:
@@ -116,18 +118,21 @@ def _markdown(sheet: Sheet) -> str:
         return f"**{said}**" if one.mark == "best" else said
 
     heads = ["<br>".join(_escaped(part) for part in heading.lines if part) for heading in sheet.headings]
-    rules = ["--:" if heading.numeric else ":--" for heading in sheet.headings]
     cells = [heads, *([entry(one) for one in row.entries] for row in sheet.rows)]
     lines = [f"| {line} |" for line in _aligned(cells, sheet, gap=" | ")]
-    widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(heads))]
-    under = [rule.rjust(width, "-") if rule[0] == "-" else rule.ljust(width, "-") for rule, width in zip(rules, widths, strict=True)]
+    widths = [len(part) for part in lines[0][2:-2].split(" | ")]
+    under = [
+        "-" * (width - 1) + ":" if heading.numeric else ":" + "-" * (width - 1)
+        for width, heading in zip(widths, sheet.headings, strict=True)
+    ]
     return "\n".join([lines[0], f"| {' | '.join(under)} |", *lines[1:]])
 
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": r"$-$", "≈": r"$\approx$", "★": r"$\star$",
-    "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", MINUS: r"$-$", "≈": r"$\approx$",
+    "★": r"$\star$",
+    "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "‖": r"$\Vert$", "Δ": r"$\Delta$", "…": r"\ldots{}", "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
 

@@ -1,10 +1,11 @@
 """What the tables and the report say in words: the head, the legend, the notes, and how noise was computed."""
 
-from pipeline.aggregation.comparison import Comparison, Line
+from pipeline.aggregation.comparison import Comparison, Line, TaskInfo
 
 STATUS_WORDS = {"diverged": "diverged", "oom": "out of memory", "missing": "missing"}
 ARROWS = {"higher": "↑", "lower": "↓"}
-MARKS = {"best": "★", "tie": "≈", "better": "▲", "worse": "▼"}
+MINUS = "\N{MINUS SIGN}"
+MARKS = {"": "", "failed": "", "best": "★", "tie": "≈", "better": "▲", "worse": "▼"}
 
 
 def head(comparison: Comparison) -> list[str]:
@@ -18,7 +19,7 @@ def head(comparison: Comparison) -> list[str]:
             f"PARTIAL TABLE: {_count(len(comparison.missing), 'record')} missing, listed below; "
             "lines without all of their seeds are not ranked."
         )
-    told += [f"{task.role}: {_protocol(comparison, task.name, task.protocol)}" for task in comparison.tasks]
+    told += [_protocol(comparison, task) for task in comparison.tasks]
     told.append(
         f"States scored: {', '.join(comparison.states)}; each column names its own; a base alone has no adapter and "
         f"shows its one score. {_count(len(runs), 'line')}, {seeds}."
@@ -43,8 +44,8 @@ def legend(comparison: Comparison) -> list[str]:
             f"pairs of the column); {MARKS['tie']} best within noise: these lines cannot be told from the best."
         )
     moved = (
-        f"{MARKS['worse']} {MARKS['better']} worse or better than the same runs as trained (p < {alpha}, Holm-corrected "
-        "over the lines); unmarked merged states do not differ from the trained ones beyond noise."
+        f"{MARKS['worse']} {MARKS['better']} worse or better than the same runs as trained (p < {alpha}, "
+        "Holm-corrected over the lines); unmarked merged states do not differ from the trained ones beyond noise."
     )
     return [ranked, moved] if len(comparison.states) > 1 else [ranked]
 
@@ -57,10 +58,10 @@ def noise(comparison: Comparison) -> list[str]:
         "are treated as drawn from many, crossed with each other; items times seeds are never counted as so many "
         "independent numbers.",
         f"Intervals: {level} percentile bootstrap, {comparison.draws} draws (seed {comparison.seed}) of items with "
-        "replacement and, apart from them, of seeds; S − 1 of S seeds are drawn, which makes the variance between "
-        "seeds unbiased. All lines share the same draws of items, so gains are paired. In simulations, intervals of "
-        "95 % cover the truth in 96-100 % of cases where seeds vary no more than items do; where seeds vary four times "
-        "as much, in 82 % with 2 seeds, 91 % with 3, 94 % with 5. A score of exactly 0 or 100 has an interval of no "
+        "replacement and, apart from them, of seeds, one less than there are, which makes the variance between seeds "
+        "unbiased. All lines share the same draws of items, so gains are paired. In simulations, intervals of 95 % "
+        "cover the truth in 96-100 % of cases where seeds vary no more than items do; where seeds vary four times as "
+        "much, in 82 % with 2 seeds, 91 % with 3, 94 % with 5. A score of exactly 0 or 100 has an interval of no "
         "width; with n items, up to 3/n may hide behind it.",
         "Who differs from whom: a t test of the mean difference on the same items. Its variance adds that over items "
         "to that over seeds, with Welch and Satterthwaite's degrees of freedom; a line's spread between seeds is the "
@@ -100,15 +101,21 @@ def notes(comparison: Comparison) -> list[str]:
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
     """Return a number with a true minus sign."""
-    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", MINUS)
 
 
-def _protocol(comparison: Comparison, task: str, protocol: str) -> str:
-    """Return such as `gsm8k-0shot-demo-v1, n = 500, strict (% ↑), flexible (% ↑)`."""
-    columns = [column for column in comparison.columns if column.task == task]
-    rules = dict.fromkeys(f"{one.rule} ({one.unit} {ARROWS[one.better]})" for one in columns)
+def _protocol(comparison: Comparison, task: TaskInfo) -> str:
+    """Return such as `gsm8k-0shot-demo-v1 (target): n = 500; strict (% ↑), flexible (% ↑)`."""
+    columns = [column for column in comparison.columns if column.task == task.name]
     items = next((line.cells[c.key].items for c in columns for line in comparison.lines if c.key in line.cells), None)
-    return ", ".join([protocol, "nothing scored yet" if items is None else f"n = {items}", *rules])
+    rules = dict.fromkeys(f"{one.rule} ({one.unit} {ARROWS[one.better]})" for one in columns)
+    counted = "nothing scored yet" if items is None else f"n = {items}; {', '.join(rules)}"
+    return f"{titled(task)}: {counted}"
+
+
+def titled(task: TaskInfo) -> str:
+    """Return the protocol with the role it plays, where it plays one."""
+    return task.protocol if task.role == "other" else f"{task.protocol} ({task.role})"
 
 
 def _count(count: int, noun: str) -> str:
