@@ -27,7 +27,7 @@ from pipeline.adapters.base import (
     Places,
     Positive,
 )
-from pipeline.adapters.lora import LoRALayer
+from pipeline.adapters.lora import LoRALayer, alpha_or_default
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
@@ -50,7 +50,7 @@ class AdaLoRA(AdapterSettings):
 
     rank: Count
     init_rank: Count | None
-    alpha: Positive
+    alpha: Positive | None
     gamma: Annotated[float, Interval(ge=0)]
     regularizer: Literal["paper", "code"]
     warm: Annotated[float, Interval(ge=0, lt=1)]
@@ -127,8 +127,13 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
                 f"{total_steps} (training.steps) leave none to prune in; lower them or train longer."
             )
 
+    @property
+    def alpha(self) -> float:
+        """Return alpha; the scale is alpha / r0 from the first step to the last."""
+        return alpha_or_default(self.settings.alpha, self.settings.start_rank)
+
     def layers(self, places: Places) -> dict[Site, SVDLayer]:
-        r0, alpha = self.settings.start_rank, self.settings.alpha
+        r0, alpha = self.settings.start_rank, self.alpha
         return {
             site: SVDLayer(site, r0, alpha / r0, self.seed, frozen.device)
             for site, frozen in self.chosen(places).items()
@@ -176,7 +181,7 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
         s, cool = self.settings, self.total_steps - self.last_mask
         # All r0 triplets are kept, pruned ones with lambda 0. PEFT divides alpha by r0 + 1e-5, a part in 10^6 less.
         return {
-            "peft_type": "ADALORA", "lora_alpha": s.alpha, "init_r": s.start_rank, "target_r": s.rank,
+            "peft_type": "ADALORA", "lora_alpha": self.alpha, "init_r": s.start_rank, "target_r": s.rank,
             "rank_pattern": None, "tinit": self.warm, "tfinal": cool, "total_step": self.total_steps,
             "deltaT": s.every, "beta1": s.beta, "beta2": s.beta, "orth_reg_weight": s.gamma,
         }  # fmt: skip

@@ -17,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from pipeline.adapters.base import AdapterSettings, Count, Layers, Method, Places, Positive
-from pipeline.adapters.lora import LoRALayer, at_start, peft_lora
+from pipeline.adapters.lora import LoRALayer, alpha_or_default, at_start, peft_lora
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
@@ -35,7 +35,7 @@ class DyLoRA(AdapterSettings):
     ranks: Annotated[tuple[Count, ...], Len(min_length=1)]
     drawn: Literal["all", "ranks"]
     decay: Annotated[float, Interval(gt=0, le=1)]
-    alpha: Positive
+    alpha: Positive | None
     frozen_rows: bool
 
     @model_validator(mode="after")
@@ -68,9 +68,14 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
     moves_R1: Tensor
     draws_R: Tensor
 
+    @property
+    def alpha(self) -> float:
+        """Return alpha; the scale of rank b is alpha / b."""
+        return alpha_or_default(self.settings.alpha, self.settings.max_rank)
+
     def layers(self, places: Places) -> dict[Site, DyLoRALayer]:
         chosen, rank = self.chosen(places), self.settings.max_rank
-        device, scale = next(iter(chosen.values())).device, self.settings.alpha / rank
+        device, scale = next(iter(chosen.values())).device, self.alpha / rank
         self.register_buffer("gain_R", torch.full((rank,), scale, device=device), persistent=False)
         self.register_buffer("moves_R1", torch.ones(rank, 1, device=device), persistent=False)
         self.register_buffer("draws_R", torch.zeros(rank, dtype=torch.long, device=device))
@@ -89,7 +94,7 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
 
     def before_step(self, step: int) -> None:
         b, stay = self.draw(step)
-        self.gain_R.zero_()[:b] = self.settings.alpha / b
+        self.gain_R.zero_()[:b] = self.alpha / b
         self.moves_R1.zero_()[stay:b] = 1
         self.draws_R[b - 1] += 1
 
@@ -110,9 +115,7 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
         if not 1 <= b <= self.settings.max_rank:
             raise ValueError(f"a DyLoRA of max_rank {self.settings.max_rank} has no rank {b}")
         return {
-            site: LoRALayer(
-                layer.A_RI.detach()[:b].clone(), layer.B_OR.detach()[:, :b].clone(), self.settings.alpha / b
-            )
+            site: LoRALayer(layer.A_RI.detach()[:b].clone(), layer.B_OR.detach()[:, :b].clone(), self.alpha / b)
             for site, layer in self.placed.items()
         }
 
@@ -120,4 +123,4 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
         return {"steps_at_rank": {str(b): int(n) for b, n in enumerate(self.draws_R.tolist(), start=1)}}
 
     def peft(self) -> dict[str, Any]:
-        return peft_lora(self.settings.max_rank, self.settings.alpha)
+        return peft_lora(self.settings.max_rank, self.alpha)

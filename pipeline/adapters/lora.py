@@ -24,7 +24,7 @@ class LoRA(AdapterSettings):
     axis = "rank"
 
     rank: Count
-    alpha: Positive
+    alpha: Positive | None
 
     def method(self, seed: int, total_steps: int) -> "LoRAMethod":
         return LoRAMethod(self, seed, total_steps)
@@ -49,14 +49,20 @@ class LoRAMethod(Method[LoRA, LoRALayer]):
     start = ("identity", "B is zero")
 
     def layers(self, places: Places) -> dict[Site, LoRALayer]:
-        rank, alpha = self.settings.rank, self.settings.alpha
+        rank = self.settings.rank
+        alpha = alpha_or_default(self.settings.alpha, rank)
         return {
             site: LoRALayer(*at_start(site, rank, self.seed, frozen.device), alpha / rank)
             for site, frozen in self.chosen(places).items()
         }
 
     def peft(self) -> dict[str, Any]:
-        return peft_lora(self.settings.rank, self.settings.alpha)
+        return peft_lora(self.settings.rank, alpha_or_default(self.settings.alpha, self.settings.rank))
+
+
+def alpha_or_default(alpha: float | None, rank: int) -> float:
+    """Return alpha; None is twice the rank: then the scale alpha / rank is 2 whatever the rank."""
+    return 2.0 * rank if alpha is None else alpha
 
 
 def at_start(site: Site, rank: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:

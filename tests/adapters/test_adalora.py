@@ -59,6 +59,12 @@ def test_starts_at_one_and_a_half_times_the_rank(rank, start):
     assert settings(rank=rank, init_rank=64).start_rank == 64
 
 
+def test_without_alpha_it_is_twice_the_start_rank():
+    _, method = placed(alpha=None)
+    assert {layer.scale for layer in method.placed.values()} == {2.0}
+    assert method.peft()["lora_alpha"] == 12.0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_importance_is_the_papers_formula(seed):
     base, method = placed(seed)

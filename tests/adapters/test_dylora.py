@@ -131,6 +131,12 @@ def test_a_rank_is_a_plain_lora_that_knows_nothing_of_later_rows(b):
     assert not torch.equal(tiny.logits_at(base, method, b), before)
 
 
+@pytest.mark.parametrize("b", [1, 4, 8])
+def test_without_alpha_it_is_twice_the_largest_rank(b):
+    _, method = placed(alpha=None)
+    assert {layer.scale for layer in method.export(b).values()} == {16.0 / b}
+
+
 @pytest.mark.parametrize("b", [2, 8])
 def test_a_rank_in_training_is_the_rank_that_is_exported(b):
     base, method = placed()

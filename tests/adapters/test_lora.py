@@ -26,6 +26,13 @@ def test_scale_is_alpha_over_rank():
     assert {site.role for site in method.placed} == {"q", "down"}
 
 
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_without_alpha_the_scale_is_two_at_every_rank(rank):
+    method = tiny.place(LoRA(rank=rank, alpha=None, roles=("q",)), tiny.base(Dense()))
+    assert {layer.scale for layer in method.placed.values()} == {2.0}
+    assert method.peft()["lora_alpha"] == 2 * rank
+
+
 def test_a_is_kaiming_uniform_and_b_zero():
     method = tiny.place(LoRA(rank=64, alpha=1.0, roles=("q", "down")), tiny.base(Dense()))
     for site, layer in method.placed.items():
