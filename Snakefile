@@ -27,14 +27,12 @@ try:
     PLAN = plan.load(config)
     if workflow.is_main_process:
         PLAN.check_code()
+    # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
+    if (gpus := len(visible())) and "gpu" not in workflow.global_resources:
+        PLAN.check_gpus(gpus)
+        workflow.global_resources["gpu"] = Resource("gpu", gpus)
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
-
-GPUS = PLAN.hardware["gpus"]  # not {resources.gpu}, which Snakemake cuts to the limit without a word
-
-# Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
-if visible():
-    workflow.global_resources.setdefault("gpu", Resource("gpu", len(visible())))
 
 
 wildcard_constraints:
@@ -63,6 +61,7 @@ rule all:
     input:
         f"results/tables/{PLAN.table}/report.html",
         f"results/tables/{PLAN.table}/table.md",
+        PLAN.records,  # so that a record that somebody deleted is made again
 
 
 PRELOADED = Preloaded()

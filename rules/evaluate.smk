@@ -13,9 +13,9 @@ rule evaluate:
         "results/runs/{run}/logs/evaluate.{task}.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("evaluate")
+    threads: PLAN.hardware["threads"]
     resources:
-        gpu=GPUS,
+        gpu=PLAN.hardware["gpus"],
         mem_mb=PLAN.more("mem_mb"),
         runtime=PLAN.more("runtime"),
     params:
@@ -23,7 +23,7 @@ rule evaluate:
         code=PLAN.code("evaluate"),
         upstream=PLAN.upstream("evaluate"),
     shell:
-        "python -m pipeline evaluate --gpus {GPUS} --config {params.cfg:q}"
+        "python -m pipeline evaluate --gpus {resources.gpu} --config {params.cfg:q}"
         " --input model={input.model:q} base={input.base:q} train={input.train:q} merge={input.merge:q} data={input.data:q}"
         " --output record={output.record:q} items={output.replies:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
@@ -41,9 +41,9 @@ rule evaluate_base:
         "results/bases/{base}/logs/evaluate.{task}.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("evaluate_base")
+    threads: PLAN.hardware["threads"]
     resources:
-        gpu=GPUS,
+        gpu=PLAN.hardware["gpus"],
         mem_mb=PLAN.more("mem_mb"),
         runtime=PLAN.more("runtime"),
     params:
@@ -51,7 +51,7 @@ rule evaluate_base:
         code=PLAN.code("evaluate_base"),
         upstream=PLAN.upstream("evaluate_base"),
     shell:
-        "python -m pipeline evaluate --gpus {GPUS} --config {params.cfg:q}"
+        "python -m pipeline evaluate --gpus {resources.gpu} --config {params.cfg:q}"
         " --input model={input.model:q} base={input.base:q} data={input.data:q}"
         " --output record={output.record:q} items={output.replies:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
@@ -68,10 +68,6 @@ rule score:
         "results/runs/{run}/logs/score.{task}.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("score")
-    resources:
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
     params:
         cfg=PLAN.cfg("score"),
         code=PLAN.code("score"),
@@ -94,10 +90,6 @@ rule score_base:
         "results/bases/{base}/logs/score.{task}.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("score_base")
-    resources:
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
     params:
         cfg=PLAN.cfg("score_base"),
         code=PLAN.code("score_base"),

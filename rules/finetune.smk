@@ -10,9 +10,9 @@ rule finetune:
         "results/runs/{run}/logs/finetune.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("finetune")
+    threads: PLAN.hardware["threads"]
     resources:
-        gpu=GPUS,
+        gpu=PLAN.hardware["gpus"],
         mem_mb=PLAN.more("mem_mb"),
         runtime=PLAN.more("runtime"),
     params:
@@ -20,7 +20,7 @@ rule finetune:
         code=PLAN.code("finetune"),
         upstream=PLAN.upstream("finetune"),
     shell:
-        "python -m pipeline finetune --gpus {GPUS} --config {params.cfg:q}"
+        "python -m pipeline finetune --gpus {resources.gpu} --config {params.cfg:q}"
         " --input model={input.model:q} base={input.base:q} data={input.data:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
@@ -37,9 +37,9 @@ rule merge:
         "results/runs/{run}/logs/merge.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("merge")
+    threads: PLAN.hardware["threads"]
     resources:
-        gpu=GPUS,
+        gpu=PLAN.hardware["gpus"],
         mem_mb=PLAN.more("mem_mb"),
         runtime=PLAN.more("runtime"),
     params:
@@ -47,6 +47,6 @@ rule merge:
         code=PLAN.code("merge"),
         upstream=PLAN.upstream("merge"),
     shell:
-        "python -m pipeline merge --gpus {GPUS} --config {params.cfg:q}"
+        "python -m pipeline merge --gpus {resources.gpu} --config {params.cfg:q}"
         " --input model={input.model:q} base={input.base:q} train={input.train:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"

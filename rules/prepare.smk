@@ -8,7 +8,7 @@ rule prepare_model:
         "../environment.yml"
     threads: PLAN.threads("prepare_model")
     resources:
-        gpu=GPUS,
+        gpu=PLAN.hardware["gpus"],
         mem_mb=PLAN.more("mem_mb"),
         runtime=PLAN.more("runtime"),
     params:
@@ -16,7 +16,7 @@ rule prepare_model:
         code=PLAN.code("prepare_model"),
         upstream=PLAN.upstream("prepare_model"),
     shell:
-        "python -m pipeline prepare_model --gpus {GPUS} --config {params.cfg:q}"
+        "python -m pipeline prepare_model --gpus {resources.gpu} --config {params.cfg:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
 
@@ -30,10 +30,6 @@ rule prepare_data:
         "results/data/{data}/logs/prepare_data.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("prepare_data")
-    resources:
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
     params:
         cfg=PLAN.cfg("prepare_data"),
         code=PLAN.code("prepare_data"),
@@ -53,9 +49,9 @@ rule quantize_base:
         "results/bases/{base}/logs/quantize_base.log",
     conda:
         "../environment.yml"
-    threads: PLAN.threads("quantize_base")
+    threads: PLAN.hardware["threads"]
     resources:
-        gpu=GPUS,
+        gpu=PLAN.hardware["gpus"],
         mem_mb=PLAN.more("mem_mb"),
         runtime=PLAN.more("runtime"),
     params:
@@ -63,6 +59,6 @@ rule quantize_base:
         code=PLAN.code("quantize_base"),
         upstream=PLAN.upstream("quantize_base"),
     shell:
-        "python -m pipeline quantize_base --gpus {GPUS} --config {params.cfg:q}"
+        "python -m pipeline quantize_base --gpus {resources.gpu} --config {params.cfg:q}"
         " --input model={input.model:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"

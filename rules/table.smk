@@ -8,10 +8,11 @@ rule plan:
         "../environment.yml"
     params:
         cfg=PLAN.plan_cfg,
+        expected=str(PLAN.expected_file),
         code=PLAN.table_code("plan"),
         upstream=PLAN.table_upstream,
     shell:
-        "python -m pipeline plan --config {params.cfg:q} --input expected={PLAN.expected_file:q}"
+        "python -m pipeline plan --config {params.cfg:q} --input expected={params.expected:q}"
         " --output sweep={output.sweep:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
 

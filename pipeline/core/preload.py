@@ -37,7 +37,12 @@ class Preloaded:
         self._folder = ""
 
     def start(self) -> None:
-        """Start the server in the background, and tell every later child process of it."""
+        """Start the server in the background, and tell every later child process of it.
+
+        Nothing is started where the environment says already what to use; empty means a new process for each job.
+        """
+        if VARIABLE in os.environ:
+            return
         self._folder = tempfile.mkdtemp(prefix="preloaded-")
         address = f"{self._folder}/socket"
         self._server = subprocess.Popen([sys.executable, "-m", "pipeline.core.preload", address], stdin=subprocess.PIPE)
@@ -45,13 +50,14 @@ class Preloaded:
 
     def stop(self) -> None:
         """Stop the server and whatever it still runs."""
-        os.environ.pop(VARIABLE, None)
-        if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            self._server.wait()
-            self._server = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._server is None:
+            return
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+        self._server = None
+        del os.environ[VARIABLE]
+        shutil.rmtree(self._folder)
 
 
 def submit(address: str, argv: list[str]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -74,9 +75,10 @@ def chosen(group: str, name: object, key: str = "") -> str:
 @cache
 def composed(choices: tuple[tuple[str, str], ...]) -> Node:
     """Compose conf/config.yaml with `choices` (Hydra's group -> file); interpolations stay as they are written."""
+    if not GlobalHydra.instance().is_initialized():  # once: it looks for plugins in all that is installed
+        initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep")
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
-            config = compose("config", overrides=[f"{group}={name}" for group, name in choices])
+        config = compose("config", overrides=[f"{group}={name}" for group, name in choices])
         node = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(f"conf/: {error}") from None

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.core.records import write_atomic
 from pipeline.core.settings import SettingsError, canonical, digest
@@ -14,6 +15,11 @@ from pipeline.sweeps.compose import Node, asked, parsed
 from pipeline.sweeps.grid import Grid, expand
 from pipeline.sweeps.jobs import BaseAlone, Job, Run, Workshop
 from pipeline.sweeps.settings import Request
+
+T = TypeVar("T")
+Asked = Callable[[Any], T]
+"""A function of the wildcards of a job."""
+BY_WILDCARDS = Signature([Parameter("wildcards", Parameter.POSITIONAL_OR_KEYWORD)])
 
 RESULTS = Path("results")
 MEMORY = Path(".snakemake/sweep")
@@ -40,6 +46,12 @@ def load(config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY)
     return Plan(request, grid, runs, list(bases.values()), shop, root, memory)
 
 
+def _asked(answer: Asked[T]) -> Asked[T]:
+    """Return `answer` with its signature on it: Snakemake looks for it at every job, 0.06 ms each time."""
+    answer.__signature__ = BY_WILDCARDS  # type: ignore[attr-defined]
+    return answer
+
+
 @dataclass(eq=False)
 class Plan:
     """The jobs of one sweep."""
@@ -64,41 +76,38 @@ class Plan:
                 "`snakemake -n` lists its runs."
             ) from None
 
-    def cfg(self, rule: str) -> Callable[[Any], str]:
+    def cfg(self, rule: str) -> Asked[str]:
         """`params: cfg=`, the slice of settings as one canonical text (Snakemake compares params without names)."""
-        return lambda wildcards: self.job(rule, wildcards).cfg
+        return _asked(lambda wildcards: self.job(rule, wildcards).cfg)
 
-    def code(self, rule: str) -> Callable[[Any], str]:
+    def code(self, rule: str) -> Asked[str]:
         """`params: code=`, the digest of the code that the job loads."""
-        return lambda wildcards: self.job(rule, wildcards).made.code
+        return _asked(lambda wildcards: self.job(rule, wildcards).made.code)
 
-    def upstream(self, rule: str) -> Callable[[Any], str]:
+    def upstream(self, rule: str) -> Asked[str]:
         """`params: upstream=`, the digest of settings and code of all earlier steps.
 
         Without it, Snakemake takes old files behind a failed and deleted one for good, and mixes them into a table.
         """
-        return lambda wildcards: self.job(rule, wildcards).made.upstream
+        return _asked(lambda wildcards: self.job(rule, wildcards).made.upstream)
 
-    def needs(self, rule: str, name: str) -> Callable[[Any], str]:
+    def needs(self, rule: str, name: str) -> Asked[str]:
         """`input:`, the record of the earlier step that the rule calls `name`."""
-        return lambda wildcards: f"{self.root}/{self.job(rule, wildcards).needs[name].record}"
+        return _asked(lambda wildcards: f"{self.root}/{self.job(rule, wildcards).needs[name].record}")
 
-    def replies(self, rule: str) -> Callable[[Any], str]:
+    def replies(self, rule: str) -> Asked[str]:
         """`input: replies=`, the replies beside the record that the rule reads."""
         record = self.needs(rule, "record")
-        return lambda wildcards: record(wildcards).removesuffix(".json") + ".jsonl"
+        return _asked(lambda wildcards: record(wildcards).removesuffix(".json") + ".jsonl")
 
-    def files(self, rule: str) -> Callable[[Any], list[str]]:
+    def files(self, rule: str) -> Asked[list[str]]:
         """`input:`, the local files that the job reads by its settings."""
-        return lambda wildcards: list(self.job(rule, wildcards).settings.get("files", ()))
+        return _asked(lambda wildcards: list(self.job(rule, wildcards).settings.get("files", ())))
 
-    def threads(self, rule: str) -> Callable[[Any], int]:
+    def threads(self, rule: str) -> Asked[int]:
         """`threads:`, those of the model's own builder where it has a say, else of the hardware."""
-
-        def count(wildcards: Any) -> int:
-            return self.job(rule, wildcards).settings.get("model", {}).get("threads") or self.hardware["threads"]
-
-        return count
+        own = self.hardware["threads"]
+        return _asked(lambda wildcards: self.job(rule, wildcards).settings["model"].get("threads", own))
 
     def more(self, resource: str) -> Callable[[Any, int], int]:
         """`resources:`, mem_mb or runtime; each attempt may use as much again."""
@@ -115,8 +124,7 @@ class Plan:
     @cached_property
     def records(self) -> list[str]:
         """All records that the table is made of."""
-        jobs = [job for subject in (*self.runs, *self.bases) for job in subject.jobs]
-        return [f"{self.root}/{job.record}" for job in [*jobs, *self.shop.data.values()]]
+        return [f"{self.root}/{job.record}" for job in self.shop.jobs.values()]
 
     @cached_property
     def expected(self) -> Node:
@@ -175,6 +183,11 @@ class Plan:
     def hardware(self) -> Node:
         """The resources of one job."""
         return self.grid.single["hardware"]
+
+    def check_gpus(self, visible: int) -> None:
+        """Refuse jobs that want more GPUs than there are: Snakemake would cut them down without a word."""
+        if (wanted := self.hardware["gpus"]) > visible:
+            raise SettingsError(f"hardware.gpus: got {wanted}, allowed 0 to {visible}, the GPUs of this machine.")
 
     # ---- finished runs and changed code
 
