@@ -37,9 +37,10 @@ class Lab:
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, command: list[str], cwd: Path, **harm: float) -> Done:
-        """Run one stage. Harm: `event=n` kills before the n-th event, `after=s` after seconds, `bytes=n` in the write
-        that would make any file longer than n.
+    def run(self, command: list[str], cwd: Path, **harm: float | str) -> Done:
+        """Run one stage. Harm kills it: `event=n` before it touches files for the n-th time, `touching=name` before it
+        touches a path with that in its name, `after=s` after seconds, `bytes=n` in the write that would make a file
+        longer than n.
         """
         assert self.server.stdin
         assert self.server.stdout
@@ -56,8 +57,9 @@ class Lab:
             self.server.stdout.close()
 
 
-def _watch(cwd: Path, limit: float, count: list[int]) -> None:
-    """Count what is about to happen to files below `cwd` that this process may write; kill before number `limit`."""
+def _watch(cwd: Path, harm: dict, count: list[int]) -> None:
+    """Count what is about to happen to the files of results/ that this process may write; kill where `harm` says."""
+    last, name = harm.get("event", float("inf")), harm.get("touching")
 
     def seen(event: str, arguments: tuple) -> None:
         if event not in WATCHED or not isinstance(arguments[0], str | os.PathLike):
@@ -67,7 +69,7 @@ def _watch(cwd: Path, limit: float, count: list[int]) -> None:
         if not (cwd / arguments[0]).is_relative_to(cwd / "results"):
             return
         count[0] += 1
-        if count[0] >= limit:
+        if count[0] >= last or (name and name in str(arguments[0])):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(seen)
@@ -85,7 +87,7 @@ def _child(request: dict, log: Path, tally: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (harm["bytes"], harm["bytes"]))
-    _watch(Path(request["cwd"]), harm.get("event", float("inf")), count)
+    _watch(Path(request["cwd"]), harm, count)
     try:
         from pipeline.__main__ import main  # noqa: PLC0415  (the tested tree's, in the child only)
 

@@ -42,7 +42,7 @@ def room(disk, free: int):
     results = disk / "results"
     subprocess.run(["mount", "-o", f"remount,size={used(disk) + free}", results], check=True)
     yield
-    subprocess.run(["mount", "-o", "remount,size=0", results], check=True)
+    subprocess.run(["mount", "-o", "remount,size=50%", results], check=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)
