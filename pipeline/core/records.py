@@ -8,12 +8,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from pipeline.core.settings import canonical
 
@@ -110,6 +113,10 @@ def writing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     except OSError as error:
         raise type(error)(error.errno, f"{os.strerror(error.errno or 0)} while writing", str(path)) from error
+    except SafetensorError as error:  # its writer is not Python's, and tells of a full disk in its own way
+        if not (told := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(told[1]), f"{os.strerror(int(told[1]))} while writing", str(path)) from error
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)

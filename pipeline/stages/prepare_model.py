@@ -1,5 +1,6 @@
 """Makes one model's folder: built, or linked from a local one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,4 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     }
     about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
     records.write(record, stage="prepare_model", settings=settings, result=result, about=about)
+    shutil.rmtree(record.parent / "checkpoints", ignore_errors=True)

@@ -50,7 +50,7 @@ class Build(Source):
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
 
     def prepare(self, folder: Path, device: str) -> dict[str, Any]:
-        """Pre-train and save model and tokenizer into `folder`."""
+        """Pre-train and save model and tokenizer into `folder`; checkpoints lie beside it until the caller is done."""
         torch.set_num_threads(self.threads)
         tokenizer = self._tokenizer()
         model = self._model(len(tokenizer)).to(device)
@@ -100,7 +100,7 @@ class Build(Source):
             method=method,
             optimizer=self.optimizer.build(method.groups()),
             settings=kept,
-            checkpoints=Checkpoints(folder.parent / f"{folder.name}.checkpoints", {"model": canonical(self.node())}),
+            checkpoints=Checkpoints(folder.parent / "checkpoints", {"model": canonical(self.node())}),
             report=progress(kept.steps),
         )
         return train(run)
