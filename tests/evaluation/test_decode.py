@@ -2,16 +2,28 @@
 
 import pytest
 import torch
-from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from pipeline.steps.decode import greedy
 
 VOCABULARY = 101
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 NARROW = SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 128}
-MODELS = {
+MODELS = {  # relative positions, absolute ones (gpt2), heads in groups
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**NARROW)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**NARROW)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4)
+    ),  # true positions
     "falcon": lambda: FalconForCausalLM(FalconConfig(**SMALL, num_kv_heads=2, new_decoder_architecture=True)),
 }
 LENGTHS = (3, 17, 1, 9, 17, 5, 2)

@@ -58,23 +58,20 @@ class Place:
         self.inputs[key] = self.folder / key / "record.json"
         records.write(self.inputs[key], stage=stage, settings=settings or {}, result=result, about={}, status=status)
 
-    def tuned(self, wanted=("merged-original",)) -> None:
+    def tuned(self, value=0.3) -> None:
         base = load_base(self.inputs["model"], self.inputs["base"], device="cpu", dtype="fp32")
         method = adapt(base, ADAPTER, 0, 1)
         with torch.no_grad():
             for parameter in method.parameters():
-                parameter.fill_(0.3)
+                parameter.fill_(value)
         method.refresh()
         method.eval()
         folder = self.folder / "train" / "adapter"
         files.save(method, folder, base_name="tiny")
         hashes = {path.name: records.file_sha256(path) for path in folder.iterdir()}
         self.record("train", "finetune", {"adapter_files": hashes}, {"seed": 0, "training": {"steps": 1}})
-        digests = {}
-        for state in wanted:
-            with entered(base, method, Label(state)) as digest:
-                digests[state] = {"digest": digest}
-        self.record("merge", "merge", {"states": digests, "skipped": {}})
+        with entered(base, method, Label("merged-original")) as digest:
+            self.record("merge", "merge", {"states": {"merged-original": {"digest": digest}}, "skipped": {}})
 
     def evaluate(self, task, wanted=("trained", "merged-original"), name="evaluate") -> records.Record:
         settings = {
@@ -149,6 +146,15 @@ def test_a_damaged_adapter_is_named(place):
         place.evaluate(WORDS)
 
 
+def test_the_adapter_of_another_run_is_refused(place):
+    place.tuned(value=0.2)
+    train = place.inputs["train"].read_bytes()
+    place.tuned(value=0.3)
+    place.inputs["train"].write_bytes(train)
+    with pytest.raises(records.RecordError, match=r"adapter_model.safetensors: the file is damaged"):
+        place.evaluate(WORDS, ("trained",))
+
+
 @pytest.mark.parametrize("status", ["diverged", "oom"])
 def test_a_failed_run_is_passed_on_to_the_score(place, status):
     place.record("train", "finetune", {"reason": "it went wrong"}, status=status)
@@ -164,16 +170,7 @@ def test_a_failed_run_is_passed_on_to_the_score(place, status):
 
 
 def test_an_adapter_that_computes_no_numbers_ends_as_diverged(place):
-    place.tuned()
-    path = place.folder / "train" / "adapter"
-    base = load_base(place.inputs["model"], place.inputs["base"], device="cpu", dtype="fp32")
-    method = adapt(base, ADAPTER, 0, 1)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.fill_(float("nan"))
-    files.save(method, path, base_name="tiny")
-    hashes = {one.name: records.file_sha256(one) for one in path.iterdir()}
-    place.record("train", "finetune", {"adapter_files": hashes}, {"seed": 0, "training": {"steps": 1}})
+    place.tuned(value=1e18)
     for task in (WORDS, TEXTS):
         place.data([row | {"text": "abcdefghij"} for row in QUESTIONS])
         record = place.evaluate(task, ("trained",))

@@ -160,7 +160,8 @@ STORY = "Tom has 4 bags with 5 pens in each bag and 3 more pens. How many pens d
     [
         (STORY, "equal"),
         (STORY.upper().replace(".", " !"), "equal"),
-        (STORY + " Think.", "near"),
+        (STORY + " Think of it now.", "near"),  # 16 of 20 runs of words are shared: 0.8
+        (STORY + " Think of it right now.", None),
         ("Now " + STORY, "near"),
         (STORY.replace("4", "6"), None),
         (STORY.replace("Tom", "Ann"), None),
