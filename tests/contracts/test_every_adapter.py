@@ -243,6 +243,30 @@ def test_starts_as_it_says_in_bfloat16(adapter):
 
 
 @every_adapter
+def test_every_tensor_is_made_on_the_device_of_the_base(adapter):
+    """The meta device stands for any other than the CPU: an operation on tensors of both is an error."""
+    places = {
+        site: tiny.Dense(torch.empty(site.out_features, site.in_features, device="meta"))
+        for site in tiny.base(Dense()).frozen()
+    }
+    method = tiny.settings(adapter).method(seed=0, total_steps=tiny.TOTAL_STEPS)
+    method.place(places)
+    made = [
+        *method.parameters(),
+        *method.buffers(),
+        *(t for one in method.placed.values() for t in one.tensors().values()),
+    ]
+    assert {tensor.device.type for tensor in made} == {"meta"}
+    method.train()
+    method.before_step(0)
+    for site, layer in method.placed.items():
+        layer(torch.empty(2, site.in_features, device="meta"), places[site]).sum().backward()
+    method.after_backward(0)
+    method.after_step(tiny.TOTAL_STEPS - 1)
+    method.refresh()
+
+
+@every_adapter
 def test_a_captured_step_would_replay(adapter):
     """A trace bakes what the host knows and keeps tensors by reference, as a captured CUDA graph does."""
     base, method = on_base(adapter)
