@@ -120,10 +120,6 @@ def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLine
     """
     frozen = base.frozen()[site]
     assert isinstance(frozen, StoredLinear)
-    if state == "requantized-dequantized":
-        absorbing = StoredLinear(base.format, frozen.quantized, frozen.bias)
-        if absorbing.absorb(update).empty():
-            return absorbing  # the scales took it all, and nothing is rounded to the grid again
     format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
     weight_OI, bias_O = update.apply(
         source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()

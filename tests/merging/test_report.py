@@ -163,8 +163,9 @@ def test_no_update_has_no_survival(prepared):
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize(("format_", "error"), [("nf4", 2e-7), ("nf4-double", 0.1)])
-def test_row_scales_survive_whole_where_the_scales_of_the_format_take_them(prepared, monkeypatch, format_, error):
+@pytest.mark.parametrize(("format_", "error"), [("nf4", 2e-7), ("nf4-double", 0.004)])
+def test_row_scales_survive_being_put_back_on_the_grid(prepared, monkeypatch, format_, error):
+    """They go into the scales of the blocks; rounding those to 8 bits is all that double quantization adds."""
     base = loaded(prepared, format_)
     method = adapt(base, SETTINGS, 0, total_steps=1)
 

@@ -72,6 +72,16 @@ def test_the_fast_form_is_the_readable_form(seed):
         assert a.count == b.count == 20
 
 
+@pytest.mark.parametrize("masks", [None, [torch.ones(3)]])
+def test_the_first_step_is_the_sign_of_the_gradient(masks):
+    """m / sqrt(v) with both biases corrected; 1 - 0.999 in float32 would be off by 1e-5 of the step."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = settings(betas=(0.9, 0.999)).build([Group([p], masks=masks)])
+    p.grad = torch.tensor([0.5, -2.0, 300.0])
+    optimizer.step(1.0)
+    torch.testing.assert_close(p.detach(), torch.tensor([-1.0, 1.0, -1.0]), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_masked_row_is_a_parameter_of_its_own(seed):
     """Rows drawn at random end exactly where optimizers that saw only their own steps would bring them."""

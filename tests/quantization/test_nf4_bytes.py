@@ -14,6 +14,7 @@ from pipeline.quantization import dynamic
 from pipeline.quantization.nf4 import LEVELS, NF4
 
 CPU = torch.device("cpu")
+INFINITY = torch.tensor(torch.inf)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,8 +34,8 @@ def adversarial():
     zero_row[3], outlier[7, 7], one_outlier[1, 5], ragged_zero.view(-1)[64:] = 0, 1e4, 1e4, 0
     levels = torch.tensor(LEVELS)
     ties = (levels[1:] + levels[:-1]) / 2
-    infinity = torch.tensor(torch.inf)
-    near_ties = torch.cat([ties, torch.nextafter(ties, infinity), torch.nextafter(ties, -infinity), torch.ones(19)])
+    around = torch.cat([ties, torch.nextafter(ties, INFINITY), torch.nextafter(ties, -INFINITY)])
+    near_ties = torch.cat([around, torch.ones(19)])
     return {
         "gaussian": normal(128, 384),
         "heavy tails": normal(96, 256) / normal(96, 256).abs().clamp_min(0.01),
@@ -55,6 +56,7 @@ def adversarial():
         "17 x 33": normal(17, 33),
         "odd and zero": torch.zeros(5, 13),
         "last block zero": ragged_zero,
+        "last block of ties": torch.cat([normal(64), 0.3 * torch.ones(1), 0.3 * around]).view(1, 110)[:, :109],
         "rows that are not whole blocks": normal(7, 80),
     }
 
@@ -115,10 +117,18 @@ def test_the_dynamic_map_is_theirs():
 
 
 def test_every_cell_of_the_dynamic_type_is_theirs():
-    """Two values in each of the 65,536 cells, at scales that round differently."""
+    """The edges of the 65,536 cells and their neighbors, 40 on each side where the code changes, at several scales."""
+    edges = ((torch.arange(65536, dtype=torch.float64) - 0.5) / 65535 * 2 - 1).float()[1:]  # 65,535 = 257 x 255
+    codes = dynamic._code_of_cell(CPU)
+    near = [edges[codes[1:] != codes[:-1]]] * 2
+    neighbors = [edges, torch.nextafter(edges, INFINITY), torch.nextafter(edges, -INFINITY)]
+    for _ in range(40):
+        near = [torch.nextafter(near[0], INFINITY), torch.nextafter(near[1], -INFINITY)]
+        neighbors += near
+    values = torch.cat(neighbors)
+    values = torch.cat([values, torch.zeros(-len(values) % 255)]).view(-1, 255)
     for scale in (1.0, 0.3, 7e-5):
-        values = torch.linspace(-1, 1, 255 * 520, dtype=torch.float64).float().view(-1, 255) * scale
-        blocks = torch.cat([torch.full((len(values), 1), scale), values], 1).flatten()
+        blocks = torch.cat([torch.full((len(values), 1), scale), values * scale], 1).flatten()
         code, scales = dynamic.quantize(blocks, 256)
         theirs, state = functional.quantize_blockwise(blocks, blocksize=256)
         assert torch.equal(code, theirs)
