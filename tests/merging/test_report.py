@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from pipeline.adapters.lora import LoRA, LoRALayer, LoRAMethod
 from pipeline.core.settings import build
@@ -128,7 +128,7 @@ def test_the_digest_does_not_depend_on_the_precision_of_evaluation(prepared):
 
 def test_a_method_with_points_is_reported_at_each(prepared):
     base = loaded(prepared, "nf4")
-    settings = build(yaml.safe_load(DYLORA.read_text()) | {"max_rank": 4, "ranks": [1, 4], "roles": ["q"]})
+    settings = build(OmegaConf.to_container(OmegaConf.load(DYLORA)) | {"max_rank": 4, "ranks": [1, 4], "roles": ["q"]})
     method = adapt(base, settings, 0, total_steps=1)
     for group in method.groups():
         for parameter in group.parameters:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from pipeline.adapters import files
 from pipeline.core import records
@@ -14,7 +14,7 @@ from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
 from pipeline.stages import merge
 
-LORA = yaml.safe_load((Path(__file__).parents[2] / "conf" / "adapter" / "lora.yaml").read_text())
+LORA = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf" / "adapter" / "lora.yaml"))
 MERGED = ["merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized"]
 
 

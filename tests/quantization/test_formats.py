@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from pipeline.core.settings import SettingsError, build
 from pipeline.quantization.base import QuantizationError
 from pipeline.quantization.nf4 import LEVELS, NF4
 
 CONF = Path(__file__).parents[2] / "conf" / "quantization"
-FORMATS = {path.stem: build(yaml.safe_load(path.read_text())) for path in sorted(CONF.glob("*.yaml"))}
+FORMATS = {path.stem: build(OmegaConf.to_container(OmegaConf.load(path))) for path in sorted(CONF.glob("*.yaml"))}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

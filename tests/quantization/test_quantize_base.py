@@ -7,7 +7,7 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -35,7 +35,7 @@ IDS_BT = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(0
 
 
 def node(name):
-    return yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
 
 
 def prepared(folder, kind="llama", dtype=torch.float32):

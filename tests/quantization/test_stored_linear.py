@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from torch import nn
 
 from pipeline.core.settings import build
@@ -13,7 +13,7 @@ from pipeline.core.update import Update
 from pipeline.quantization.base import StoredLinear
 
 CONF = Path(__file__).parents[2] / "conf" / "quantization"
-FORMATS = {path.stem: build(yaml.safe_load(path.read_text())) for path in sorted(CONF.glob("*.yaml"))}
+FORMATS = {path.stem: build(OmegaConf.to_container(OmegaConf.load(path))) for path in sorted(CONF.glob("*.yaml"))}
 NF4, DOUBLE = FORMATS["nf4"], FORMATS["nf4-double"]
 
 
