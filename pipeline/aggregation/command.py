@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline.aggregation import tables
+from pipeline.aggregation import tables, wording
 from pipeline.aggregation.compare import compare
 from pipeline.aggregation.files import NAMES, write_figures, write_report, write_tables
 from pipeline.aggregation.rows import collect
@@ -35,7 +35,7 @@ def _rebuild(plan: Path) -> bool:
     write_report(folder / "report.html", sweep, comparison, folder / "figures")
     print(f"{tables.text(comparison)}\n\nReport: {folder / 'report.html'}")
     if comparison.missing:
-        print(f"\n{len(comparison.missing)} records are missing:", *comparison.missing, sep="\n  ")
+        print(f"\n{wording.lacking(comparison)}:", *comparison.missing, sep="\n  ")
     return not comparison.missing
 
 

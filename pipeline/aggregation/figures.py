@@ -147,13 +147,13 @@ def states(comparison: Comparison) -> Figure:
     looks = _looks(comparison)
     shapes = [("o", "full"), ("s", "none"), ("D", "none"), ("^", "none"), ("v", "none")]
     for column, (marker, fill), shift in zip(columns, shapes, np.linspace(-0.2, 0.2, len(columns)), strict=False):
-        for y, line in enumerate(lines):
-            cell = line.cells.get(column.key)
-            if cell is None or line.adapter is None:
-                continue
-            color = looks[line.adapter][0]
-            ax.plot([cell.low, cell.high], [y + shift, y + shift], color=color, linewidth=1, alpha=0.6)
-            ax.plot(cell.score, y + shift, marker, color=color, fillstyle=fill, markersize=5.5)
+        found = [(y + shift, line) for y, line in enumerate(lines) if column.key in line.cells]
+        rows = [y for y, _ in found]
+        cells = [line.cells[column.key] for _, line in found]
+        colors = [looks[line.adapter or ""][0] for _, line in found]
+        ax.hlines(rows, [cell.low for cell in cells], [cell.high for cell in cells], colors, linewidth=1, alpha=0.6)
+        faces = colors if fill == "full" else "none"
+        ax.scatter([cell.score for cell in cells], rows, s=26, marker=marker, edgecolors=colors, facecolors=faces)
         ax.plot([], [], marker, color=style.INK, fillstyle=fill, linestyle="none", label=column.state)
     ax.set_yticks(range(len(lines)), [line.name for line in lines])
     ax.set_ylim(len(lines) - 0.4, -0.6)

@@ -64,6 +64,7 @@ def render(sweep: Sweep, comparison: Comparison, figures: dict[str, bytes]) -> s
         comparison=comparison,
         head=wording.head(comparison),
         legend=wording.legend(comparison),
+        lacking=wording.lacking(comparison),
         noise=wording.noise(comparison),
         notes=wording.notes(comparison),
         facts=_facts(comparison),

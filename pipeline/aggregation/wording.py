@@ -16,8 +16,7 @@ def head(comparison: Comparison) -> list[str]:
     told = []
     if comparison.missing:
         told.append(
-            f"PARTIAL TABLE: {_count(len(comparison.missing), 'record')} missing, listed below; "
-            "lines without all of their seeds are not ranked."
+            f"PARTIAL TABLE: {lacking(comparison)} (listed below); lines without all of their seeds are not ranked."
         )
     told += [_protocol(comparison, task) for task in comparison.tasks]
     told.append(
@@ -31,6 +30,12 @@ def head(comparison: Comparison) -> list[str]:
     if comparison.overrides:
         told.append(f"Overrides: {' '.join(comparison.overrides)}")
     return told
+
+
+def lacking(comparison: Comparison) -> str:
+    """Return how many records a complete table would need."""
+    count = len(comparison.missing)
+    return "1 record is missing or does not fit" if count == 1 else f"{count} records are missing or do not fit"
 
 
 def legend(comparison: Comparison) -> list[str]:

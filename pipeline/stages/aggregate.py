@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.aggregation import tables
+from pipeline.aggregation import tables, wording
 from pipeline.aggregation.compare import compare
 from pipeline.aggregation.files import write_tables
 from pipeline.aggregation.rows import collect
@@ -21,9 +21,7 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     evidence = collect(sweep)
     comparison = compare(sweep, evidence)
     if comparison.missing:
-        told = "\n  ".join(
-            [f"{sweep.name}: {len(comparison.missing)} records do not fit the plan:", *comparison.missing]
-        )
+        told = "\n  ".join([f"{sweep.name}: {wording.lacking(comparison)}:", *comparison.missing])
         raise RecordError(
             f"{told}\nRun the workflow again, or make a partial table: python -m pipeline table --partial"
         )
