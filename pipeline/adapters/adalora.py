@@ -183,7 +183,7 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
         return {
             "peft_type": "ADALORA", "lora_alpha": self.alpha, "init_r": s.start_rank, "target_r": s.rank,
             "rank_pattern": None, "tinit": self.warm, "tfinal": cool, "total_step": self.total_steps,
-            "deltaT": s.every, "beta1": s.beta, "beta2": s.beta, "orth_reg_weight": s.gamma,
+            "deltaT": s.every, "beta1": s.beta, "beta2": s.beta, "orth_reg_weight": s.gamma, "bias": "none",
         }  # fmt: skip
 
 

@@ -106,7 +106,6 @@ def _peft_config(method: Method[Any, Any], base_name: str) -> dict[str, Any] | N
     return {
         **own,
         "base_model_name_or_path": base_name,
-        "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "peft_version": PEFT_VERSION,

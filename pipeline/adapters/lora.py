@@ -74,4 +74,6 @@ def at_start(site: Site, rank: int, seed: int, device: torch.device) -> tuple[Te
 
 def peft_lora(rank: int, alpha: float) -> dict[str, Any]:
     """Return PEFT's configuration of a LoRA with scale alpha / rank."""
-    return {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "use_rslora": False, "use_dora": False}
+    return {
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "use_rslora": False, "use_dora": False, "bias": "none",
+    }  # fmt: skip

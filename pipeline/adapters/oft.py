@@ -125,5 +125,5 @@ class OFTMethod(Method[OFT, OFTLayer]):
         # PEFT counts other terms: its n is k + 2, its 3 is 4 again, and below that its series has lost its last power.
         return {
             "peft_type": "OFT", "r": 0, "oft_block_size": self.settings.block_size, "use_cayley_neumann": True,
-            "num_cayley_neumann_terms": self.settings.terms + 2, "block_share": False, "coft": False,
+            "num_cayley_neumann_terms": self.settings.terms + 2, "block_share": False, "coft": False, "bias": "none",
         }  # fmt: skip
