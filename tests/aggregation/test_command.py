@@ -54,7 +54,7 @@ def test_a_partial_table_never_takes_the_place_of_the_whole_one(small, undrawn, 
     assert sorted(name for name in after if name.startswith("partial/")) == [
         f"partial/{name}" for name in sorted(whole)
     ]
-    assert "Partial table." in (small.parent / "partial/report.html").read_text()
+    assert "Partial table:" in (small.parent / "partial/report.html").read_text()
 
 
 def test_a_sweep_that_is_not_there_is_named(small):
