@@ -64,11 +64,11 @@ class Cell(Part):
 
 
 class Survival(Part):
-    """How much of an update one state kept, mean over seeds."""
+    """How much of an update one state kept, mean over seeds; None where the update is zero."""
 
-    relative_update: float
-    survival: float
-    error: float
+    relative_update: float | None
+    survival: float | None
+    error: float | None
 
 
 class Note(Part):

@@ -16,6 +16,8 @@ from pipeline.core.records import RecordError
 
 LINES_SHOWN = 60
 """Above so many lines a figure with one row a line is no longer read."""
+CURVES_NAMED = 8
+"""Above so many lines in one panel a legend would be larger than the panel."""
 
 Curves = dict[str, list[list[dict[str, float]]]]
 """Folder of a run's line -> loss curves of its seeds."""
@@ -177,11 +179,12 @@ def training_curves(comparison: Comparison, curves: Curves) -> Figure:
         for line, of in own:
             alpha = (sizes.index(line.size or 0) + 1.5) / (len(sizes) + 0.5)
             _curve(ax, line, of, looks[line.adapter or ""][0], alpha)
-        ax.set_title(method)
+        ax.set_title(method if len(own) <= CURVES_NAMED else f"{method}, {len(own)} lines")
         ax.tick_params(labelbottom=True)
         ax.set_yscale("log")
         ax.set_xlabel("step")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7.5)
+        if len(own) <= CURVES_NAMED:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7.5)
     axes[0].set_ylabel("training loss")
     return figure
 

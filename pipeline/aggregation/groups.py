@@ -109,7 +109,7 @@ def line(group: Group, cells: dict[str, Cell]) -> Line:
 
 def _survival(group: Group) -> dict[str, Survival]:
     """Return, for each merged state, how much of the update it kept, mean over seeds."""
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, list[dict[str, float | None]]] = {}
     for run in group.runs:
         for label, entry in run.merge.items():
             state, rank = split_label(label)
@@ -117,9 +117,14 @@ def _survival(group: Group) -> dict[str, Survival]:
                 found.setdefault(state, []).append(entry)
     kept = Survival.model_fields
     return {
-        state: Survival(**{key: rounded(np.mean([entry[key] for entry in entries])) for key in kept})
+        state: Survival(**{key: _mean([entry[key] for entry in entries]) for key in kept})
         for state, entries in found.items()
     }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return rounded(np.mean(defined)) if defined else None
 
 
 def rounded(number: float | np.floating) -> float:

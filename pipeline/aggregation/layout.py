@@ -232,7 +232,7 @@ def _count(column: Column, count: str, line: Line) -> Entry:
 
 
 def _relative(line: Line) -> Entry:
-    sizes = [one.relative_update for one in line.survival.values()]
+    sizes = [one.relative_update for one in line.survival.values() if one.relative_update is not None]
     return Entry(number(100 * sizes[0], 2), value=sizes[0]) if sizes else Entry()
 
 
@@ -240,6 +240,8 @@ def _kept(line: Line, state: str) -> Entry:
     one = line.survival.get(state)
     if one is None:
         return Entry("n/a", more=line.skipped.get(state, ""), muted=True) if state in line.skipped else Entry()
+    if one.survival is None:
+        return Entry("no update", muted=True)
     return Entry(number(100 * one.survival, 1), value=one.survival)
 
 

@@ -78,7 +78,7 @@ def _bases(sweep: Sweep) -> Table:
     for base in sweep.bases:
         record = _fetch(sweep, base.records["quantize_base"], "quantize_base")
         if record is not None:
-            errors = [row["relative_error"] for row in record.result["layers"]]
+            errors = [row["relative_error"] for row in record.result["layers"] if row["relative_error"] is not None]
             mean = f"{sum(errors) / len(errors):.4f}" if errors else ""
             table.append([base.name, record.result["format"], f"{record.result['bits_per_parameter']:.4f}", mean])
     return table

@@ -94,14 +94,23 @@ def _run(sweep: Sweep, subject: Subject, variant: str) -> Evidence:
     if trained.status != "ok":
         evidence.status, evidence.reason = trained.status, _reason(trained)
         return evidence
-    try:
-        merged = sweep.fetch(subject.records["merge"], "merge")
-        evidence.merge, evidence.skipped = merged.result.get("states", {}), dict(merged.result.get("skipped", {}))
-    except RecordError as error:
-        evidence.unscored["merge"] = ("missing", str(error))
+    _merged(sweep, evidence)
     for task in sweep.tasks:
         _score(sweep, evidence, task)
     return evidence
+
+
+def _merged(sweep: Sweep, evidence: Evidence) -> None:
+    """Add the merge report, or the reason why there is none."""
+    try:
+        merged = sweep.fetch(evidence.subject.records["merge"], "merge")
+    except RecordError as error:
+        evidence.unscored["merge"] = ("missing", str(error))
+        return
+    if merged.status == "ok":
+        evidence.merge, evidence.skipped = merged.result["states"], dict(merged.result["skipped"])
+    else:
+        evidence.unscored["merge"] = (merged.status, _reason(merged))
 
 
 def _score(sweep: Sweep, evidence: Evidence, task: TaskPlan) -> None:

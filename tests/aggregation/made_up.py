@@ -194,8 +194,8 @@ class Maker:
 
     def merged(self, labels: list[str], skipped: dict) -> dict:
         states = {
-            label: {"digest": digest(label), "relative_update": 0.08,
-                    "survival": 0.62 if "requantized" in label else 1.0,
+            label: {"digest": digest(label), "relative_update": None if label.endswith("@r1") else 0.08,
+                    "survival": None if label.endswith("@r1") else 0.62 if "requantized" in label else 1.0,
                     "error": 0.01, "sites": []}
             for label in labels if not label.startswith("trained")
         }  # fmt: skip

@@ -142,6 +142,14 @@ def test_a_sweep_of_which_nothing_ran_has_a_table_too(make):
     assert "base alone" in tables.text(comparison)
 
 
+def test_survival_is_shown_for_every_merged_state(comparison):
+    texts = {row.line.name: [entry.text for entry in row.entries[3:]] for row in layout.survival(comparison).rows}
+    assert texts["LoRA, rank 2, nf4-double"] == ["8.00", "100.0", "62.0"]
+    assert texts["LoRA, rank 2, none"] == ["8.00", "100.0", "n/a"]
+    assert texts["DyLoRA, rank 1 of 8, nf4-double"] == ["", "no update", "no update"]
+    assert texts["AdaLoRA, rank 8, none"] == ["", "", ""]
+
+
 def test_decimals_follow_the_interval(comparison):
     assert layout._places(4.2) == 1
     assert layout._places(0.35) == 2
