@@ -4,6 +4,7 @@
 #   snakemake --cores all                                       run conf/sweep/default.yaml
 #   snakemake --cores all --config sweep=NAME                   another sweep
 #   snakemake -n --config overrides='training.steps=100 sweep.seed=[0,1,2] sweep.rank=[4,16]'
+import gc
 import sys
 from os import environ, pathsep
 from pathlib import Path
@@ -12,6 +13,7 @@ from snakemake.resources import Resource
 from snakemake.utils import min_version
 
 min_version("9.27")
+gc.disable()  # it would walk the growing graph of jobs again and again, a fifth of the time of a large plan
 
 # Jobs run this very Python and package, from whatever folder Snakemake was started in.
 sys.path.insert(0, workflow.basedir)
@@ -22,9 +24,11 @@ from pipeline.core.leases import visible
 from pipeline.core.settings import SettingsError
 from pipeline.core.preload import Preloaded
 from pipeline.sweeps import plan
+from snakemake_logger_plugin_sweep import show
 
 try:
     PLAN = plan.load(config)
+    show(PLAN)
     if workflow.is_main_process:
         PLAN.check_code()
     # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.

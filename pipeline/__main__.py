@@ -1,6 +1,7 @@
 """`python -m pipeline STAGE --config JSON --input name=path ... --output name=path ...`, or a command on results.
 
-Every line that Snakemake prints with -p can be pasted into a shell. Commands: table, learning-rates, runs, explain, diff, gc.
+Every line that Snakemake prints with -p can be pasted into a shell.
+Commands: table, learning-rates, runs, explain, diff, gc.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class Checks:
         """
         text = canonical(node)
         if text not in self._seen:
-            key = digest([text, code_digest(modules(targets(node)))], 16)
+            key = digest([text, code_digest(modules(targets(text)))], 16)
             if key not in self._known:
                 self._known[key] = asdict(_ask(node, where))
             self._seen[text] = Checked(**self._known[key])

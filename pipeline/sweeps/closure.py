@@ -6,15 +6,20 @@ constant does. Imports under `if TYPE_CHECKING:` load nothing and do not count.
 
 import ast
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from pipeline.core.records import write_atomic
 from pipeline.core.settings import TARGET
 
 PACKAGE = Path(__file__).resolve().parents[1]
+REMEMBERED = 500
+NAMED = re.compile(rf'"{TARGET}":"([a-z0-9_.]+)\.\w+"')
 
 
 @dataclass(frozen=True)
@@ -26,25 +31,46 @@ class Module:
     imports: frozenset[str]
 
 
-def code(stage: str, settings: object) -> str:
-    """Return `code:<hex>`, the digest of all code of this package that `stage` loads when given `settings`."""
-    return _code(frozenset({f"pipeline.stages.{stage}", *targets(settings)}))
+def code(stage: str, cfg: str) -> str:
+    """Return `code:<hex>`, the digest of all code of this package that `stage` loads when given the settings `cfg`."""
+    return _code(frozenset({f"pipeline.stages.{stage}", *targets(cfg)}))
 
 
-def targets(settings: object) -> set[str]:
-    """Return the modules of all classes that `settings` names by `_target_`, at any depth."""
-    if isinstance(settings, Mapping):
-        inner = set().union(*(targets(value) for value in settings.values())) if settings else set()
-        target = settings.get(TARGET)
-        return inner | ({target.rpartition(".")[0]} if isinstance(target, str) else set())
-    if isinstance(settings, list | tuple):
-        return set().union(*(targets(value) for value in settings)) if settings else set()
-    return set()
+def targets(cfg: str) -> list[str]:
+    """Return the modules of all classes that canonical settings name by `_target_`, at any depth."""
+    return NAMED.findall(cfg)
 
 
 @cache
 def _code(roots: frozenset[str]) -> str:
-    return "code:" + digest(modules(roots))
+    found = modules(roots)
+    name = "code:" + digest(found)
+    _seen[name] = {module.name: module.digest[:12] for module in found}
+    return name
+
+
+_seen: dict[str, dict[str, str]] = {}
+
+
+class Ledger:
+    """Remembers in one file which modules each digest stood for, so that a change can be named."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, dict[str, str]] = {}
+        with suppress(FileNotFoundError, ValueError):  # only a memory: begun anew where it is damaged
+            self._known = json.loads(file.read_bytes())
+
+    def save(self) -> None:
+        """Add the digests of this process, and keep the newest."""
+        if _seen.keys() - self._known.keys():
+            newest = list((self._known | _seen).items())[-REMEMBERED:]
+            write_atomic(self._file, json.dumps(dict(newest)).encode())
+
+    def changed(self, old: str, new: str) -> list[str]:
+        """Return the modules that differ between two digests; none where the old one is not remembered."""
+        before, after = self._known.get(old, {}), _seen.get(new, {})
+        return sorted(name for name in before | after if before.get(name) != after.get(name)) if before else []
 
 
 def digest(found: Iterable[Module]) -> str:
@@ -109,8 +135,3 @@ def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
             and isinstance(statement.value.value, str)
         )
     ]
-
-
-def named(settings: Mapping[str, Any]) -> list[Module]:
-    """Return the import closure of the classes alone that `settings` names."""
-    return modules(targets(settings))

@@ -124,7 +124,7 @@ def parsed(texts: tuple[str, ...]) -> list[Override]:
 
 def _known_group(key: str) -> None:
     """Refuse a key that lies in no group, and name the setting that may be meant."""
-    group, _, rest = key.partition(".")
+    group = key.partition(".")[0]
     if group in GROUPS or key == "seed":
         return
     known = [*GROUPS, "seed"]

@@ -4,6 +4,7 @@ A path holds the digest of every setting that decides what lies there, those of 
 writes a file that another setting uses; what may differ at one path is code alone.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from pipeline.sweeps import closure
 from pipeline.sweeps.checks import Checks
 from pipeline.sweeps.compose import Node
 from pipeline.sweeps.grid import Grid, Point
+from pipeline.sweeps.settings import Request
 
 MERGED = ("merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized")
 """The states of a merge report: all of them, whatever a sweep evaluates, for all sweeps share the report."""
@@ -36,34 +38,47 @@ class Made:
         """How often a failed record was made again."""
         return int(self.upstream.partition(".")[2] or 0)
 
+    def same(self, other: "Made") -> bool:
+        """Whether the code is the same, whatever the tries."""
+        return (self.code, self.upstream.partition(".")[0]) == (other.code, other.upstream.partition(".")[0])
+
 
 @dataclass(eq=False)
 class Job:
-    """One rule on one point."""
+    """One rule on one point. `cfg` is its settings as the one canonical text that Snakemake compares."""
 
     rule: str
     wildcards: tuple[str, ...]
     record: str
-    stage: str
-    settings: Node
+    cfg: str
     needs: dict[str, "Job"]
     root: Path
-    keep: bool = False
-    retry: bool = False
+    keep: bool
+    retry: bool
+
+    @property
+    def stage(self) -> str:
+        """The stage that the rule runs."""
+        return STAGES.get(self.rule, self.rule)
 
     @cached_property
-    def cfg(self) -> str:
-        """The settings as the one canonical text that Snakemake compares."""
-        return canonical(self.settings)
+    def settings(self) -> Node:
+        """The settings that the stage reads."""
+        return json.loads(self.cfg)
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the settings, as readers of the record compute it."""
+        return hashlib.sha256(self.cfg.encode()).hexdigest()[:16]
 
     @cached_property
     def now(self) -> Made:
         """The code as it is, on inputs as they would be."""
-        before = [[need.cfg, need.made.code, need.made.upstream] for need in self.needs.values()]
+        before = [[need.digest, need.made.code, need.made.upstream] for need in self.needs.values()]
         last = self.recorded
-        tries = last.tries + (last.failed and self.retry) if last else 0
+        tries = last.tries + (last.failed and self.retry and self.rule == "finetune") if last else 0
         again = f".{tries}" if tries else ""  # stays in the record, so that the next plan finds nothing changed
-        return Made(closure.code(self.stage, self.settings), f"upstream:{digest(before, 12)}{again}")
+        return Made(closure.code(self.stage, self.cfg), f"upstream:{digest(before, 12)}{again}")
 
     @cached_property
     def recorded(self) -> Made | None:
@@ -90,7 +105,7 @@ class Job:
         made = self.made
         return {
             "path": self.record,
-            "settings": digest(self.settings, 16),
+            "settings": self.digest,
             "code": made.code,
             "upstream": made.upstream,
         }
@@ -145,8 +160,9 @@ class BaseAlone:
 class Workshop:
     """Makes the jobs of a grid, each once."""
 
-    def __init__(self, grid: Grid, checks: Checks, root: Path, *, keep: bool, retry: bool) -> None:
-        self._grid, self._checks, self._root, self._keep, self._retry = grid, checks, root, keep, retry
+    def __init__(self, grid: Grid, checks: Checks, root: Path, request: Request) -> None:
+        self._grid, self._checks, self._root = grid, checks, root
+        self._told = {"keep": request.code == "keep", "retry": request.retry == "failed"}
         self._hardware = {key: grid.single["hardware"][key] for key in BITS}
         self.jobs: dict[tuple[str, ...], Job] = {}
         self.data = {name: self._data(name) for name in grid.tasks}
@@ -158,12 +174,13 @@ class Workshop:
         made = {name: settings[name] for name in ("adapter", "quantization")} | {"hardware": self._hardware}
         task = settings["training"]["task"]
         slice_ = made | {name: settings[name] for name in ("optimizer", "training", "seed")}
-        slice_ |= {"task": self._task(task, without=("data", "generation", "scoring"))}
+        slice_ |= {"task": self._task(task, "data", "generation", "scoring")}
         needs = base.needs | {"base": base, "data": self.data[task]}
-        folder = f"{point.name}-{_hex(slice_, needs)}"
-        finetune = self._job("finetune", (folder,), f"runs/{folder}/train.json", slice_, needs)
+        finetune = self._job("finetune", "runs/{}/train.json", point.name, slice_, needs)
+        folder = finetune.wildcards[0]
         needs = base.needs | {"base": base, "train": finetune}
-        merge = self._job("merge", (folder,), f"runs/{folder}/merge.json", made | {"states": list(MERGED)}, needs)
+        states = {"states": list(MERGED)}
+        merge = self._add("merge", (folder,), f"runs/{folder}/merge.json", canonical(made | states), needs)
         seen = made | {"states": self._grid.single["evaluation"]["states"]}
         return Run(point, finetune, merge, *self._tested(f"runs/{folder}", "", seen, needs | {"merge": merge}))
 
@@ -177,28 +194,24 @@ class Workshop:
     def base(self, point: Point) -> Job:
         """Return the job that quantizes the base of `point`."""
         slice_ = {"model": point.settings["model"], "hardware": self._hardware}
-        folder = f"{point.model}-{_hex(slice_, {})}"
-        model = self._job("prepare_model", (folder,), f"models/{folder}/manifest.json", slice_, {})
+        model = self._job("prepare_model", "models/{}/manifest.json", point.model, slice_, {})
         slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware}
-        folder = f"{point.model}-{point.choices['quantization']}-{_hex(slice_, {'model': model})}"
-        return self._job("quantize_base", (folder,), f"bases/{folder}/manifest.json", slice_, {"model": model})
+        name = f"{point.model}-{point.choices['quantization']}"
+        return self._job("quantize_base", "bases/{}/manifest.json", name, slice_, {"model": model})
 
     def _tested(
         self, where: str, suffix: str, seen: Node, needs: dict[str, Job]
     ) -> tuple[dict[str, Job], dict[str, Job]]:
         """Return the evaluations and scorings, by task, of what lies at `where`."""
         evaluate, score = {}, {}
-        subject = where.partition("/")[2]
+        seen = seen | {"evaluation": self._grid.single["evaluation"]}
         for name in self._grid.sweep.task:
-            slice_ = seen | {"task": self._task(name, without=("data", "scoring"))}
-            slice_ |= {"evaluation": self._grid.single["evaluation"]}
+            slice_ = seen | {"task": self._task(name, "data", "scoring")}
             own = needs | {"data": self.data[name]}
-            key = f"{name}-{_hex(slice_, own)}"
-            evaluate[name] = self._job(f"evaluate{suffix}", (subject, key), f"{where}/evaluate/{key}.json", slice_, own)
-            slice_ = {"task": self._task(name, without=("data",))}
+            evaluate[name] = self._job(f"evaluate{suffix}", where + "/evaluate/{}.json", name, slice_, own)
             own = {"record": evaluate[name], "data": self.data[name]}
-            key = f"{name}-{_hex(slice_, own)}"
-            score[name] = self._job(f"score{suffix}", (subject, key), f"{where}/score/{key}.json", slice_, own)
+            slice_ = {"task": self._task(name, "data")}
+            score[name] = self._job(f"score{suffix}", where + "/score/{}.json", name, slice_, own)
         return evaluate, score
 
     def _data(self, name: str) -> Job:
@@ -206,21 +219,25 @@ class Workshop:
         data = self._grid.tasks[name].node["data"]
         paths = self._checks.check(data, f"task.{name}.data").paths
         slice_ = {"name": name, "data": data} | ({"files": {p: self._checks.sha256(p) for p in paths}} if paths else {})
-        folder = f"{name}-{_hex(slice_, {})}"
-        return self._job("prepare_data", (folder,), f"data/{folder}/manifest.json", slice_, {})
+        return self._job("prepare_data", "data/{}/manifest.json", name, slice_, {})
 
-    def _task(self, name: str, without: tuple[str, ...]) -> Node:
+    def _task(self, name: str, *without: str) -> Node:
+        """Return the node of a task with its name; its role is for the table alone."""
         node = self._grid.tasks[name].node
-        return {key: value for key, value in node.items() if key not in without} | {"name": name}
+        return {key: value for key, value in node.items() if key not in (*without, "role")} | {"name": name}
 
-    def _job(self, rule: str, wildcards: tuple[str, ...], record: str, settings: Node, needs: dict[str, Job]) -> Job:
-        job = Job(rule, wildcards, record, STAGES.get(rule, rule), settings, needs, self._root, self._keep)
-        job.retry = self._retry and rule == "finetune"
-        known = self.jobs.setdefault((rule, *wildcards), job)
-        assert known.cfg == job.cfg, f"two settings share {record}"
+    def _job(self, rule: str, path: str, name: str, settings: Node, needs: dict[str, Job]) -> Job:
+        """Return the job whose path has, after `name`, 8 hex digits of its settings and, by their paths, its needs."""
+        cfg = canonical(settings)
+        key = f"{name}-{digest([cfg, *(need.record for need in needs.values())])}"
+        record = path.format(key)
+        folder = record.split("/")[1]
+        return self._add(rule, (key,) if folder == key else (folder, key), record, cfg, needs)
+
+    def _add(self, rule: str, wildcards: tuple[str, ...], record: str, cfg: str, needs: dict[str, Job]) -> Job:
+        known = self.jobs.get((rule, *wildcards))
+        if known is None:
+            known = Job(rule, wildcards, record, cfg, needs, self._root, **self._told)
+            self.jobs[(rule, *wildcards)] = known
+        assert known.cfg == cfg, f"two settings share {record}"
         return known
-
-
-def _hex(settings: Node, needs: dict[str, Job]) -> str:
-    """Return the 8 hex digits of a path: of these settings and, by their paths, of all that came before."""
-    return digest([settings, {name: need.record for name, need in needs.items()}])

@@ -14,6 +14,7 @@ from pipeline.sweeps.checks import checks
 from pipeline.sweeps.compose import Node, asked, parsed
 from pipeline.sweeps.grid import Grid, expand
 from pipeline.sweeps.jobs import BaseAlone, Job, Run, Workshop
+from pipeline.sweeps.reasons import Reasons
 from pipeline.sweeps.settings import Request
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ def load(config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY)
     request = asked(config)
     with checks(memory) as checked:
         grid = expand(request, checked)
-        shop = Workshop(grid, checked, root, keep=request.code == "keep", retry=request.retry == "failed")
+        shop = Workshop(grid, checked, root, request)
         runs = [shop.run(point) for point in grid.points]
         bases = {shop.base(point).wildcards: shop.base_alone(point) for point in grid.points}
     return Plan(request, grid, runs, list(bases.values()), shop, root, memory)
@@ -148,6 +149,7 @@ class Plan:
             "runs": [_run(run) for run in self.runs],
             "bases": [_base(base) for base in self.bases],
             "data": {name: job.expected() for name, job in self.shop.data.items()},
+            "report": self.grid.single["report"],
         }
 
     @cached_property
@@ -172,7 +174,7 @@ class Plan:
 
     def table_code(self, stage: str) -> str:
         """Return the code digest of a stage that serves the whole table."""
-        return closure.code(stage, self.grid.single["report"] if stage != "plan" else {})
+        return closure.code(stage, self.plan_cfg if stage == "plan" else self.report_cfg)
 
     @cached_property
     def table_upstream(self) -> str:
@@ -194,13 +196,24 @@ class Plan:
     def changed(self) -> list[Job]:
         """Return the finished fine-tunes whose code, or whose inputs' code, is no longer what made them."""
         jobs = [run.finetune for run in self.runs]
-        return [job for job in jobs if job.recorded is not None and job.recorded != job.now]
+        return [job for job in jobs if job.recorded is not None and not job.recorded.same(job.now)]
+
+    def why(self, job: tuple[str, ...], said: str) -> str:
+        """Return why a job (rule, *wildcards) would run; `said` is Snakemake's reason."""
+        return self._reasons.why(self.shop.jobs[job], said)
+
+    @cached_property
+    def _reasons(self) -> Reasons:
+        return Reasons(self.root)
 
     def check_code(self) -> None:
         """Stop before finished fine-tunes are redone for changed code, unless the user has said what to do."""
-        if self.request.code is not None or not (changed := self.changed()):
+        changed = self.changed()
+        if self.request.code is not None or not changed:
+            closure.Ledger(self.memory / "code.json").save()
             return
-        names = [f"  {job.wildcards[0]}: {_what_changed(job)}" for job in changed[:LISTED]]
+        ledger = closure.Ledger(self.memory / "code.json")
+        names = [f"  {job.wildcards[0]}: {_what_changed(job, ledger)}" for job in changed[:LISTED]]
         more = [f"  and {len(changed) - LISTED} more"] if len(changed) > LISTED else []
         raise SettingsError(
             "\n".join(
@@ -215,11 +228,15 @@ class Plan:
         )
 
 
-def _what_changed(job: Job) -> str:
-    """Name the steps whose code differs, the earliest first."""
-    steps = [*job.needs.values(), job]
-    names = [s.stage for s in steps if s.recorded is not None and s.recorded.code != s.now.code]
-    return f"{', '.join(names) or 'an earlier step'} changed"
+def _what_changed(job: Job, ledger: closure.Ledger) -> str:
+    """Name the steps whose code differs, and the modules if they are remembered."""
+    changed = [step for step in (*job.needs.values(), job) if step.recorded and step.recorded.code != step.now.code]
+    said = []
+    for step in changed:
+        assert step.recorded is not None
+        modules = ledger.changed(step.recorded.code, step.now.code)
+        said.append(f"{step.stage} ({', '.join(modules)})" if modules else step.stage)
+    return ", ".join(said) or "an earlier step"
 
 
 def _run(run: Run) -> Node:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,9 +78,10 @@ class Lab:
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """Return the jobs that would run, by rule."""
-        said = self.snakemake("--dry-run", "--quiet", "rules", *arguments)
-        found = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
-        return {rule: count for rule, count in found.items() if rule not in ("all", "total")}
+        found: Counter[str] = Counter()
+        for count, rule in re.findall(r"^ +(\d+)  (\w+) ", self.snakemake("--dry-run", *arguments), re.MULTILINE):
+            found[rule] += int(count)
+        return dict(found)
 
     def runs(self) -> list[str]:
         """Return the names of the finished runs, without their digits."""

@@ -8,6 +8,6 @@ def run(settings, inputs, outputs, about):
 
 
 def _never_called():
-    from pipeline.training import loop
+    from pipeline.training import loop  # noqa: PLC0415
 
     return loop
