@@ -1,6 +1,5 @@
 """Trains one adapter: one point of the sweep."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         result |= _save(trained, record.parent / "adapter", base)
     about = provenance.about(about.pop("started"), **cost, **about)
     records.write(record, stage="finetune", settings=settings, result=result, about=about, status=status)
-    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    checkpoints.clear()
     print(f"{status}: {result.get('reason') or 'final loss {:.4f}'.format(result['final_loss'])}", flush=True)
 
 

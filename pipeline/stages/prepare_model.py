@@ -1,6 +1,5 @@
 """Makes one model's folder: built, or linked from a local one."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from pipeline.core.machine import ready
 from pipeline.core.settings import build
 from pipeline.models.source import Source, manifest_files
 from pipeline.models.weights import Weights
+from pipeline.training.checkpoint import Checkpoints
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -29,4 +29,4 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     }
     about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
     records.write(record, stage="prepare_model", settings=settings, result=result, about=about)
-    shutil.rmtree(record.parent / "checkpoints", ignore_errors=True)
+    Checkpoints(record.parent / "checkpoints", {}).clear()

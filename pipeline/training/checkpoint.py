@@ -4,6 +4,7 @@ A checkpoint is two files: `step-000050.safetensors` (method and optimizer) and,
 `step-000050.json` with the first one's SHA-256. Only a record that reads whole and fits its tensors counts.
 """
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,13 @@ class Checkpoints:
         if damaged:
             raise records.RecordError("\n".join([*damaged, f"No whole checkpoint is left in {self.folder}."]))
         return 0, {}
+
+    def clear(self) -> None:
+        """Remove the folder, records first: one that is left without its tensors would count as damaged."""
+        for step in self._steps():
+            self._record(step).unlink()
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def _load(self, step: int, method: nn.Module, optimizer: Optimizer) -> None:
         tensors = load(self._tensors(step).read_bytes())

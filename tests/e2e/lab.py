@@ -66,7 +66,8 @@ def _watch(cwd: Path, harm: dict, count: list[int]) -> None:
             return
         if event == "open" and not (arguments[1] in ("w", "wb", "x", "xb", "a", "ab") or arguments[2] & WRITING):
             return
-        if not (cwd / arguments[0]).is_relative_to(cwd / "results"):
+        in_open_folder = event in ("os.remove", "os.rmdir") and arguments[1] >= 0  # shutil.rmtree goes down by handles
+        if not (in_open_folder or (cwd / arguments[0]).is_relative_to(cwd / "results")):
             return
         count[0] += 1
         if count[0] >= last or (name and name in str(arguments[0])):
