@@ -61,7 +61,7 @@ def _collect(sweep: Sweep) -> tuple[Losses, dict[str, Any]]:
     losses: Losses = defaultdict(lambda: defaultdict(list))
     about: dict[str, Any] = {}
     for run in sweep.runs:
-        record = sweep.fetch(run.records["train"], "finetune")
+        record = sweep.fetch(run.records["finetune"], "finetune")
         losses[_adapter(run)][run.settings["training"]["learning_rate"]].append(record.result["dev_loss"])
         about = {key: record.about[key] for key in ("commit", "versions", "device", "time")}
     return losses, about
