@@ -1,6 +1,5 @@
 """Composes conf/ with Hydra, once per choice of files (0.1 s each), into plain nodes; and sets single keys in them."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.core.settings import SettingsError, canonical, nearest, parse
+from pipeline.sweeps.nodes import Node, flat
 from pipeline.sweeps.settings import CHOICES, SIZES, Request, Sweep, split
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = (*CHOICES, "task", "evaluation", "tracker", "hardware", "report", "sweep")
 MISSING = "???"
-
-Node = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -155,31 +153,3 @@ def not_swept(overrides: list[Override], sweep: Sweep) -> None:
             f"{override.key}: got {override.value!r}, but it is an axis of sweep {sweep.name!r}, now {now}"
             f"{f'; allowed: {kind}' if kind else ''}. Say sweep.{axis}=[...] instead."
         )
-
-
-def has(node: Mapping[str, Any], path: list[str]) -> bool:
-    """Say whether `node` holds a value at `path`."""
-    for part in path:
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def put(node: Node, path: list[str], value: object, key: str) -> Node:
-    """Return `node` with `value` at `path`, sharing all that did not change. `key` is what the user wrote."""
-    head, *rest = path
-    if not rest:
-        return node | {head: copy.deepcopy(value)}
-    inner = node.get(head, {})  # a wrong key is for its class to refuse
-    if not isinstance(inner, dict):
-        raise SettingsError(f"{key}: {key.removesuffix('.' + '.'.join(rest))} is one value, {inner!r}, without parts.")
-    return node | {head: put(inner, rest, value, key)}
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> Node:
-    """Return `node` as one level: dotted key -> value."""
-    found: Node = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found

@@ -7,20 +7,8 @@ from typing import Any
 
 from pipeline.core.settings import TARGET, SettingsError, build, canonical, nearest
 from pipeline.sweeps.checks import Checked, Checks
-from pipeline.sweeps.compose import (
-    MISSING,
-    Node,
-    Override,
-    chosen,
-    composed,
-    flat,
-    has,
-    not_swept,
-    parsed,
-    put,
-    resolved,
-    tasks,
-)
+from pipeline.sweeps.compose import MISSING, Override, chosen, composed, not_swept, parsed, resolved, tasks
+from pipeline.sweeps.nodes import Node, flat, has, put
 from pipeline.sweeps.settings import CHOICES, SIZES, Request, Sweep, points, slug
 
 SINGLE = ("evaluation", "tracker", "hardware", "report")

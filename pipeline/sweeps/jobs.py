@@ -13,8 +13,8 @@ from pathlib import Path
 from pipeline.core.settings import canonical, digest
 from pipeline.sweeps import closure
 from pipeline.sweeps.checks import Checks
-from pipeline.sweeps.compose import Node
 from pipeline.sweeps.grid import Grid, Point
+from pipeline.sweeps.nodes import Node
 from pipeline.sweeps.settings import Request
 
 MERGED = ("merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized")

@@ -11,9 +11,10 @@ from pipeline.core.records import write_atomic
 from pipeline.core.settings import SettingsError, canonical, digest
 from pipeline.sweeps import closure
 from pipeline.sweeps.checks import checks
-from pipeline.sweeps.compose import Node, asked, parsed
+from pipeline.sweeps.compose import asked, parsed
 from pipeline.sweeps.grid import Grid, expand
 from pipeline.sweeps.jobs import BaseAlone, Job, Run, Workshop
+from pipeline.sweeps.nodes import Node
 from pipeline.sweeps.reasons import Reasons
 from pipeline.sweeps.settings import Request
 
@@ -264,7 +265,7 @@ def _base(base: BaseAlone) -> Node:
         "model": base.model,
         "quantization": base.quantization,
         "kept": _kept([*base.job.needs.values(), *base.jobs]),
-        "records": {"quantize_base": base.job.expected()},
+        "records": {"prepare_model": base.job.needs["model"].expected(), "quantize_base": base.job.expected()},
         "tasks": _tested(base),
     }
 

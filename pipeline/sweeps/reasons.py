@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.sweeps.compose import flat
 from pipeline.sweeps.jobs import Job
+from pipeline.sweeps.nodes import flat
 
 DIGITS = re.compile(r"-[0-9a-f]{8}(?=/|\.json)")
 SHOWN = 3
