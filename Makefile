@@ -53,8 +53,8 @@ lock: .venv/made.stamp  ## make constraints.txt and environment.yml from the ran
 
 readme: .venv/sweep.stamp  ## put the finished default sweep's table and figures into README.md and docs/demo
 	python -m pipeline table results/
-	mkdir -p docs/demo && cp results/tables/default/table.md results/tables/default/figures/score-vs-parameters.svg docs/demo/
-	sed -i -e '/^<!-- table:/,/^<!-- end of table/{/^<!--/!d}' -e '/^<!-- table:/r docs/demo/table.md' README.md
+	mkdir -p docs/demo && cp results/tables/default/table.md results/tables/default/figures/*.svg docs/demo/
+	sed -i -e '/^<!-- table:/,/^<!-- end of table/{/^<!--/!d}' -e '/^<!-- table:/r '<(sed '/^## /,$$d' docs/demo/table.md) README.md
 
 clean:  ## remove .venv and caches; results/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build

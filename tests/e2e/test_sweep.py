@@ -15,7 +15,8 @@ MADE = ("table.md", "table.csv", "table.tex", "rows.csv", "report.html")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".snakemake_timestamp"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_ends_with_the_table(finished):
