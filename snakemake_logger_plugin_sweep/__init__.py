@@ -33,7 +33,6 @@ RULES = (
 )  # fmt: skip
 LOG_LINES = 15
 NAMES = 60
-TABLE_LINES = 80
 
 
 class Shown:
@@ -176,9 +175,7 @@ class LogHandler(LogHandlerBase):
             return
         folder = Path("results/tables") / Shown.plan.table
         with contextlib.suppress(OSError):
-            lines = (folder / "table.md").read_text().splitlines()
-            _say("\n" + "\n".join(lines[:TABLE_LINES]))
-            _say(f"... {len(lines) - TABLE_LINES} more lines") if len(lines) > TABLE_LINES else None
+            _say("\n" + (folder / "table.md").read_text().partition("\n## ")[0].rstrip())  # the comparison itself
         jobs = f"{self._pace.done} jobs in {span(self._pace.elapsed())}" if self._pace.done else "nothing to be done"
         _say(f"\n{jobs}.  Table: {folder}/table.md   Report: {folder}/report.html")
 

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,11 @@ class Preloaded:
 def submit(address: str, argv: list[str]) -> int:
     """Run `python -m pipeline <argv>` in a fork of the server at `address`, and return its exit code."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(address)
+        try:
+            client.connect(address)
+        except OSError as error:
+            print(f"no preloaded process at {VARIABLE}={address} ({error}); unset it", file=sys.stderr)
+            return 1
         request = json.dumps({"argv": argv, "cwd": str(Path.cwd()), "environ": dict(os.environ)}).encode()
         streams = array.array("i", [sys.stdout.fileno(), sys.stderr.fileno()])
         length = len(request).to_bytes(LENGTH_BYTES)
@@ -179,14 +183,14 @@ def _receive(client: socket.socket) -> tuple[dict, list[int]]:
         return json.loads(text.read(int.from_bytes(length))), list(streams)
 
 
-def main(address: str) -> None:
-    """Listen at once, so that clients wait; import; serve."""
+def serve(address: str, modules: Iterable[str], run: Callable[[list[str]], int]) -> None:
+    """Listen at once, so that clients wait; import `modules`; serve until the owner closes our stdin."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(128)
-        for name in MODULES:
+        for name in modules:
             importlib.import_module(name)
-        server = _Server(listener, importlib.import_module("pipeline.__main__").run)
+        server = _Server(listener, run)
         try:
             server.serve()
         finally:
@@ -194,4 +198,4 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[1], MODULES, importlib.import_module("pipeline.__main__").run)
