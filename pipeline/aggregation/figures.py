@@ -159,7 +159,7 @@ def states(comparison: Comparison) -> Figure:
         ax.plot([], [], marker, color=style.INK, fillstyle=fill, linestyle="none", label=column.state)
     ax.set_yticks(range(len(lines)), [line.name for line in lines])
     ax.set_ylim(len(lines) - 0.4, -0.6)
-    ax.set_xlabel(_says(columns[0]))
+    ax.set_xlabel(_says(columns[0]).rpartition(", ")[0])
     style.legend(figure, [ax])
     return figure
 
@@ -181,7 +181,7 @@ def training_curves(comparison: Comparison, curves: Curves) -> Figure:
             _curve(ax, line, of, looks[line.adapter or ""][0], alpha)
         ax.set_title(method if len(own) <= CURVES_NAMED else f"{method}, {len(own)} lines")
         ax.tick_params(labelbottom=True)
-        ax.set_yscale("log")
+        style.losses(ax)
         ax.set_xlabel("step")
         if len(own) <= CURVES_NAMED:
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7.5)

@@ -71,9 +71,11 @@ def grouped(evidence: list[Evidence]) -> list[Group]:
 
 
 def _order(evidence: list[Evidence]) -> Callable[[Group], tuple[int, ...]]:
-    seen = [one.subject for one in evidence]
+    seen = sorted(
+        (one.subject for one in evidence), key=lambda one: one.adapter is None
+    )  # the sweep's order of formats
     models = list(dict.fromkeys(one.model for one in seen))
-    adapters = list(dict.fromkeys(one.adapter for one in seen))
+    adapters = list(dict.fromkeys(one.adapter for one in seen if one.adapter))
     formats = list(dict.fromkeys(one.quantization for one in seen))
 
     def place(group: Group) -> tuple[int, ...]:

@@ -123,8 +123,9 @@ def details(comparison: Comparison) -> list[Sheet]:
 
 
 def survival(comparison: Comparison) -> Sheet | None:
-    """Return how much of each update the merged states kept, or None where nothing was merged."""
-    states = [state for state in comparison.states if any(state in line.survival for line in comparison.lines)]
+    """Return how much of each update every merged state kept, scored or not; None where nothing was merged."""
+    merged = {state for line in comparison.lines for state in line.survival}
+    states = [state for state in comparison.states if state in merged] + sorted(merged - set(comparison.states))
     if not states:
         return None
     headings = [*_identity_headings(comparison), Heading(("size of update", "‖ΔW‖ / ‖W‖", "%"))]

@@ -114,11 +114,11 @@ def _classes(entry: Entry) -> str:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Who differs from whom in the target column: (text, whether beyond noise, more) by row and column."""
+    """Who differs from whom in the target column: (text, "ahead", "behind" or "within" noise, more) by row, column."""
 
     column: Column
     names: list[str]
-    cells: list[list[tuple[str, bool, str] | None]]
+    cells: list[list[tuple[str, str, str] | None]]
 
 
 def _pairs(comparison: Comparison) -> Pairs | None:
@@ -126,13 +126,15 @@ def _pairs(comparison: Comparison) -> Pairs | None:
     lines = [line for line in comparison.lines if line.key in comparison.p_pairs]
     if column is None or not lines:
         return None
-    cells: list[list[tuple[str, bool, str] | None]] = []
+    cells: list[list[tuple[str, str, str] | None]] = []
     for row in lines:
         cells.append([])
         for other in lines:
             p = comparison.p_pairs[row.key].get(other.key)
             difference = row.cells[column.key].score - other.cells[column.key].score
             more = f"{row.name} minus {other.name}: p = {p:.2g}" if p is not None else ""
-            said = (wording.number(difference, 1, signed=True), (p or 0) < 1 - comparison.confidence, more)
+            apart = "ahead" if difference * column.sign > 0 else "behind"
+            standing = apart if (p or 0) < 1 - comparison.confidence else "within"
+            said = (wording.number(difference, 1, signed=True), standing, more)
             cells[-1].append(None if p is None else said)
     return Pairs(column, [line.name for line in lines], cells)

@@ -71,6 +71,14 @@ def counts(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def losses(ax: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def nothing(reason: str) -> Figure:
     """Return an empty figure that says why there is nothing to draw."""
     figure = Figure(figsize=(5.6, 1.2))

@@ -70,10 +70,10 @@ def noise(comparison: Comparison) -> list[str]:
         "width; with n items, up to 3/n may hide behind it.",
         "Who differs from whom: a t test of the mean difference on the same items. Its variance adds that over items "
         "to that over seeds, with Welch and Satterthwaite's degrees of freedom; a line's spread between seeds is the "
-        "larger of its own and the typical one of the column, since two seeds alone say little. All pairs of a column "
-        "are corrected together (Holm), so the best line may be picked after looking. In simulations without any "
-        "difference, some line is called worse than another in at most 5 % of tables with two seeds or more; with one "
-        "seed in up to all of them, therefore tables of one seed name no best line.",
+        "larger of its own and the typical (median) one of the column, since one or two seeds alone say little. All "
+        "pairs of a column are corrected together (Holm), so the best line may be picked after looking. In simulations "
+        "without any difference, some line is called worse than another in at most 5 % of tables with two seeds or "
+        "more; with one seed in up to all of them, therefore tables of one seed name no best line.",
         "Perplexities are tested and bootstrapped as mean negative log-likelihoods of chunks, then exponentiated. "
         "Lines in which a seed diverged or ran out of memory show the mean of the survivors and are never best.",
     ]
@@ -96,7 +96,10 @@ def notes(comparison: Comparison) -> list[str]:
     lines = comparison.lines
     found = [f"{note.where}: {STATUS_WORDS[note.status]}: {note.reason}" for line in lines for note in line.notes]
     skipped = [
-        f"n/a in {state} on {line.quantization}: {reason}" for line in lines for state, reason in line.skipped.items()
+        f"n/a in {state} on {line.quantization}: {reason}"
+        for line in lines
+        for state, reason in line.skipped.items()
+        if state in comparison.states
     ]
     kept = [
         f"{line.name}: made by earlier code, kept on request ({', '.join(line.kept)})" for line in lines if line.kept

@@ -40,8 +40,8 @@ def page(sweep, comparison, figures):
 
 
 def test_figures_are_the_same_bytes_again_whatever_a_users_matplotlibrc_says(sweep, comparison, figures, monkeypatch):
-    monkeypatch.setitem(mpl.rcParams, "font.size", 30)
-    monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 9)
+    monkeypatch.setitem(mpl.rcParams, "xtick.major.size", 30)
+    monkeypatch.setitem(mpl.rcParams, "axes.linewidth", 9)
     assert draw(comparison, training_records(sweep)) == figures
 
 
