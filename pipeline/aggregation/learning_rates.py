@@ -1,7 +1,7 @@
 """`python -m pipeline learning-rates PLAN`: the learning rate of each method, chosen on dev from one grid for all.
 
-Every method gets the same grid and the same effort; test rows are never read. A rate is chosen by the mean dev loss over
-sizes and seeds, so that all sizes of a method share one rate and a rank is not favoured by a rate of its own. A rate
+Every method gets the same grid and the same effort; test rows are never read. A rate is chosen by the mean dev loss
+over sizes and seeds, so that all sizes of a method share one rate and no rank is favored by a rate of its own. A rate
 at which any run diverged is out.
 """
 

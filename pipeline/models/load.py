@@ -5,10 +5,10 @@ Letters: B batch, T time, D hidden width, V vocabulary.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from pipeline.models import sites
 from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight, StoredLinear
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -47,8 +44,8 @@ class Place(nn.Module):
 class Base:
     """A loaded base. `places` holds every site in forward order; norms are sites too."""
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: Any  # of transformers, as the tokenizer: its own types do not say what every model has
+    tokenizer: Any
     format: Format
     places: dict[Site, Place]
     weights: Weights
@@ -59,7 +56,7 @@ class Base:
         """Return what is frozen at each linear site."""
         return {site: place.frozen for site, place in self.places.items() if site.role in LINEAR_ROLES}  # type: ignore[misc]
 
-    def attach(self, layers: dict[Site, nn.Module]) -> None:
+    def attach(self, layers: Mapping[Site, nn.Module]) -> None:
         """Put these adapter layers on their sites, and nothing on all others."""
         self.detach()
         for site, layer in layers.items():
@@ -117,7 +114,7 @@ def check_files(record: records.Record, folder: Path) -> None:
         records.check_sha256(folder / name, expected)
 
 
-def skeleton(folder: Path) -> "PreTrainedModel":
+def skeleton(folder: Path) -> Any:
     """Return the folder's transformers model with parameters on the meta device and buffers in place."""
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
@@ -145,7 +142,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _fill(
-    model: "PreTrainedModel",
+    model: Any,
     found: list[Site],
     quantized: dict[str, QuantizedWeight],
     rest: dict[str, Tensor],

@@ -5,6 +5,7 @@ adapted.
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,7 @@ NO_SITE = (r"(^|\.)lm_head$", r"^model\.norm$")
 """Layers that carry no adapter and stay unquantized: the output head and the final norm."""
 
 
-def find(model: nn.Module) -> list[Site]:
+def find(model: Any) -> list[Site]:
     """Return the sites of a transformers model in forward order; names are module paths.
 
     Raises:
@@ -42,7 +43,7 @@ def find(model: nn.Module) -> list[Site]:
     return sites
 
 
-def _match(kind: str, name: str, module: nn.Module) -> Site | None:
+def _match(kind: str, name: str, module: Any) -> Site | None:
     for pattern, fixed_role in TABLE[kind]:
         if found := re.search(pattern, name):
             weight = module.weight

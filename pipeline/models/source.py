@@ -19,8 +19,11 @@ class Source(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9.]+(-[a-z0-9.]+)*$", description="how folders and tables call it")
 
-    def prepare(self, folder: Path, device: str) -> dict[str, Any]:
-        """Make `folder` and return what the manifest should say beyond its files."""
+    def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
+        """Make `folder` and return what the manifest should say beyond its files.
+
+        `made_by` names settings and code, for what may be resumed.
+        """
         raise NotImplementedError
 
 
@@ -30,7 +33,7 @@ class Local(Source):
     source: Literal["local"] = "local"
     path: str
 
-    def prepare(self, folder: Path, device: str) -> dict[str, Any]:
+    def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Link (or copy, across file systems) the files that are needed; nothing is unpickled."""
         origin = Path(self.path).expanduser()
         if not (origin / "config.json").is_file():

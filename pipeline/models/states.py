@@ -106,9 +106,13 @@ def merge(base: Base, method: Method, label: Label) -> dict[Site, FrozenLinear]:
 
 
 def updates_of(method: Method, at: int | None) -> dict[Site, Update]:
-    """Return the update of every adapted site at one point of the method."""
-    found = {site: layer.update() for site, layer in method.export(at).items()}
-    return {site: update for site, update in found.items() if update is not None}
+    """Return the update of every adapted site at one point of a mergeable method."""
+    found = {}
+    for site, layer in method.export(at).items():
+        update = layer.update()
+        assert update is not None, f"{type(method).__name__} says that it is mergeable, its layer at {site.name} is not"
+        found[site] = update
+    return found
 
 
 @torch.no_grad()
@@ -143,5 +147,5 @@ def digest_of(layers: dict[Site, FrozenLinear]) -> str:
         tensors = dict(layer.quantized.tensors) | ({} if layer.bias is None else {"bias": layer.bias})
         for name in sorted(tensors):
             total.update(f"{site.name}/{name}/{tuple(tensors[name].shape)}/{tensors[name].dtype}".encode())
-            total.update(tensors[name].detach().contiguous().cpu().view(torch.uint8).numpy())
+            total.update(tensors[name].detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

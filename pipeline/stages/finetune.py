@@ -32,13 +32,14 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     meter = Meter(device)
     try:
         trained = finetune(base, plan, pairs["train"], pairs["dev"], checkpoints)
+    except torch.OutOfMemoryError as error:
+        status, result, cost = "oom", {"reason": out_of_memory(error)}, {"device": provenance.device_name(str(device))}
+    else:
         status, result = _outcome(trained)
         cost = meter.about(sum(point["labelled_tokens"] for point in result["curve"]))
         cost["resumed_at"] = trained.outcome.resumed_at
-    except torch.OutOfMemoryError as error:
-        status, result, cost = "oom", {"reason": out_of_memory(error)}, {"device": provenance.device_name(str(device))}
-    if status == "ok":
-        result |= _save(trained, record.parent / "adapter", base)
+        if status == "ok":
+            result |= _save(trained, record.parent / "adapter", base)
     about = provenance.about(about.pop("started"), **cost, **about)
     records.write(record, stage="finetune", settings=settings, result=result, about=about, status=status)
     checkpoints.clear()

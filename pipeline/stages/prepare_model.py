@@ -19,8 +19,9 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     source = build(settings["model"], "model")
     assert isinstance(source, Source)
     folder = record.parent / "model"
+    made_by = {"settings": settings} | {key: about[key] for key in ("code", "upstream") if key in about}
     with records.writing(folder) as unfinished:
-        result = source.prepare(unfinished, str(device))
+        result = source.prepare(unfinished, str(device), made_by)
     weights = Weights(folder)
     result |= {
         "name": source.name,

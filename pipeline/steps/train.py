@@ -4,13 +4,10 @@ Letters: B batch, T time, D hidden width, V vocabulary, M labelled rows.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 IGNORED = -100
 
@@ -47,7 +44,7 @@ class Rows:
         return nn.functional.cross_entropy(logits_MV, labels_BT[labelled_BT])
 
 
-def forward(model: "PreTrainedModel", batch: Batch) -> Rows:
+def forward(model: Any, batch: Batch) -> Rows:
     """Run the decoder on a right-padded batch.
 
     No attention mask is needed: under a causal mask the padding on the right is never looked at by a labelled row.
@@ -57,6 +54,6 @@ def forward(model: "PreTrainedModel", batch: Batch) -> Rows:
 
 
 @torch.no_grad()
-def mean_loss(model: "PreTrainedModel", batches: list[Batch]) -> float:
+def mean_loss(model: Any, batches: list[Batch]) -> float:
     """Return the mean loss in nats a labelled token over batches whose shares sum to 1."""
     return sum(float(forward(model, batch).cross_entropy(batch.labels_BT)) * batch.share for batch in batches)

@@ -2,15 +2,16 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Method
 from pipeline.core.group import Group
 from pipeline.core.seeds import generator
-from pipeline.core.settings import Built, Settings, SettingsError, canonical
+from pipeline.core.settings import Built, Settings, SettingsError
 from pipeline.core.site import LINEAR_ROLES
 from pipeline.models.source import Source
 from pipeline.optimizers.base import OptimizerSettings
@@ -21,9 +22,6 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import Outcome, Run, train
 from pipeline.training.settings import Training
 from pipeline.training.tracking import progress
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 INIT_STD = 0.02
 
@@ -49,12 +47,12 @@ class Build(Source):
     seed: int
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
 
-    def prepare(self, folder: Path, device: str) -> dict[str, Any]:
+    def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Pre-train and save model and tokenizer into `folder`; checkpoints lie beside it until the caller is done."""
         torch.set_num_threads(self.threads)
         tokenizer = self._tokenizer()
         model = self._model(len(tokenizer)).to(device)
-        outcome = self._train(model, tokenizer, folder)
+        outcome = self._train(model, tokenizer, Checkpoints(folder.parent / "checkpoints", made_by))
         if outcome.reason:
             raise SettingsError(f"model.training: pre-training diverged: {outcome.reason}. Lower learning_rate.")
         folder.mkdir(parents=True)
@@ -62,13 +60,13 @@ class Build(Source):
         tokenizer.save_pretrained(folder)
         return {"source": "build", "pretraining": {"curve": outcome.curve}}
 
-    def _tokenizer(self) -> "PreTrainedTokenizerFast":
+    def _tokenizer(self) -> Any:
         from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  (seconds, and only here)
 
         special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
         return PreTrainedTokenizerFast(tokenizer_object=self.corpus.tokenizer(), **special)
 
-    def _model(self, vocabulary: int) -> "PreTrainedModel":
+    def _model(self, vocabulary: int) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
         ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -80,7 +78,7 @@ class Build(Source):
                 parameter.data.normal_(0, INIT_STD, generator=draw)
         return model
 
-    def _train(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Outcome:
+    def _train(self, model: Any, tokenizer: Any, checkpoints: Checkpoints) -> Outcome:
         kept = self.training
         pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
         single = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
@@ -100,12 +98,12 @@ class Build(Source):
             method=method,
             optimizer=self.optimizer.build(method.groups()),
             settings=kept,
-            checkpoints=Checkpoints(folder.parent / "checkpoints", {"model": canonical(self.node())}),
+            checkpoints=checkpoints,
             report=progress(kept.steps),
         )
         return train(run)
 
-    def _stretches(self, tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[batches.Example]:
+    def _stretches(self, tokenizer: Any, texts: list[str]) -> list[batches.Example]:
         """Return the corpus as one text, cut into rows of `packed.length` tokens; the rest is dropped."""
         ids, length = tokenizer.encode("\n\n".join(texts), add_special_tokens=False), self.packed.length
         return [batches.Example(ids[i : i + length], 0) for i in range(0, len(ids) - length + 1, length)]
@@ -114,7 +112,7 @@ class Build(Source):
 class Whole(Method[AdapterSettings, AdapterLayer]):
     """Every parameter of a model trains: no sites, no layers. Matrices decay, vectors do not."""
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(AdapterSettings(roles=LINEAR_ROLES), seed=0, total_steps=0)
         self.model = model
 
