@@ -24,12 +24,14 @@ from pipeline.core.leases import visible
 from pipeline.core.settings import SettingsError
 from pipeline.core.preload import Preloaded
 from pipeline.sweeps import plan
+from pipeline.sweeps.locks import living
 from snakemake_logger_plugin_sweep import show
 
 try:
     PLAN = plan.load(config)
     show(PLAN)
     if workflow.is_main_process:
+        LIVING = living()
         PLAN.check_code()
     # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
     if (gpus := len(visible())) and "gpu" not in workflow.global_resources:

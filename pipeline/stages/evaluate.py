@@ -10,8 +10,7 @@ from pipeline.adapters.base import AdapterSettings
 from pipeline.core import provenance, records
 from pipeline.core.machine import ready
 from pipeline.core.records import Record
-from pipeline.core.settings import SettingsError, build, parse
-from pipeline.evaluation.settings import Evaluation
+from pipeline.core.settings import SettingsError, build
 from pipeline.evaluation.states import Items, Subject, evaluate
 from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
@@ -54,7 +53,7 @@ def _failed(made: dict[str, Record]) -> Outcome | None:
 def _evaluated(
     settings: dict[str, Any], inputs: dict[str, Path], task: Task, made: dict[str, Record], device: str
 ) -> Outcome:
-    precision = parse(Evaluation, settings["evaluation"], "evaluation").precision
+    precision = settings["evaluation"]["precision"]
     try:
         subject = _subject(settings, inputs, made, device, precision)
         return "ok", *evaluate(subject, task, _asked(task, inputs["data"]), made.get("merge"))

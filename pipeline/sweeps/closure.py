@@ -18,6 +18,8 @@ from pipeline.core.records import write_atomic
 from pipeline.core.settings import TARGET
 
 PACKAGE = Path(__file__).resolve().parents[1]
+DATA = (".html", ".css", ".js")
+"""What a module may have beside it, under its own name, and counts as part of it."""
 REMEMBERED = 500
 NAMED = re.compile(rf'"{TARGET}":"([a-z0-9_.]+)\.\w+"')
 
@@ -107,7 +109,10 @@ def _parse(name: str, file: Path) -> Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = _without_docstring(node.body)
-    return Module(name, hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
+    text = hashlib.sha256(ast.dump(tree).encode())
+    for beside in (file.with_suffix(suffix) for suffix in DATA):
+        text.update(beside.read_bytes() if beside.is_file() else b"")
+    return Module(name, text.hexdigest(), imports)
 
 
 def _imports(tree: ast.AST) -> Iterable[str]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.sweeps.nodes import flat
 KINDS = ("runs", "bases", "models", "data")
 RECORDS = ("train.json", "merge.json", "evaluate/*.json", "score/*.json")
 WIDEST = 60
+OLD_SECONDS = 3600
 
 
 def runs(argv: list[str]) -> int:
@@ -71,7 +73,7 @@ def gc(argv: list[str]) -> int:
     used = {given.results / path for paths in _tables(given.results).values() for path in paths}
     if not used:
         raise SettingsError(f"{given.results}/tables: there is no table, so everything would go. Nothing was removed.")
-    unused = _unused(given.results, used)
+    unused = [*_unused(given.results, used), *_unfinished(given.results)]
     for path in unused:
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         print(f"{sum(file.stat().st_size for file in files) / 1e6:10.3f} MB  {path}")
@@ -91,6 +93,11 @@ def _unused(results: Path, used: set[Path]) -> list[Path]:
             continue
         unused += [file for file in sorted(folder.glob("[es]*/*.json*")) if file.with_suffix(".json") not in used]
     return unused
+
+
+def _unfinished(results: Path) -> list[Path]:
+    """Return what killed writers have left, once it is old enough to be no living one's."""
+    return [path for path in sorted(results.rglob("*.unfinished")) if time.time() - path.stat().st_mtime > OLD_SECONDS]
 
 
 def _parser(name: str, function: Any) -> argparse.ArgumentParser:

@@ -130,7 +130,7 @@ def _known_group(key: str) -> None:
         hint = f" Did you mean 'sweep.{group}'?"
     else:
         found = [full for full in flat(composed(())) if full.endswith(f".{key}")]
-        hint = f" Did you mean '{found[0]}'?" if found else nearest(group, known)
+        hint = f" Did you mean '{min(found, key=len)}'?" if found else nearest(group, known)
     raise SettingsError(f"{key}: there is no such setting.{hint} Allowed: {', '.join(known)}, and the keys in them.")
 
 

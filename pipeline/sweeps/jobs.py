@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.core.settings import canonical, digest
+from pipeline.core.settings import TARGET, canonical, digest
 from pipeline.sweeps import closure
 from pipeline.sweeps.checks import Checks
 from pipeline.sweeps.grid import Grid, Point
@@ -19,7 +19,7 @@ from pipeline.sweeps.settings import Request
 
 MERGED = ("merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized")
 """The states of a merge report: all of them, whatever a sweep evaluates, for all sweeps share the report."""
-BITS = ("_target_", "device", "threads")
+BITS = (TARGET, "device", "threads")
 """What of `hardware` can change a result; the rest are resources."""
 STAGES = {"evaluate_base": "evaluate", "score_base": "score"}
 """The stage of a rule where it is called otherwise."""
@@ -204,7 +204,8 @@ class Workshop:
     ) -> tuple[dict[str, Job], dict[str, Job]]:
         """Return the evaluations and scorings, by task, of what lies at `where`."""
         evaluate, score = {}, {}
-        seen = seen | {"evaluation": self._grid.single["evaluation"]}
+        how = {key: value for key, value in self._grid.single["evaluation"].items() if key not in ("states", TARGET)}
+        seen = seen | {"evaluation": how}
         for name in self._grid.sweep.task:
             slice_ = seen | {"task": self._task(name, "data", "scoring")}
             own = needs | {"data": self.data[name]}
