@@ -1,8 +1,7 @@
-"""The figures, each from the comparison alone (training curves from the records of the runs)."""
+"""The figures, each from the comparison alone; training curves are read from the runs (`curves.py`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,17 +9,11 @@ from matplotlib.figure import Figure
 
 from pipeline.aggregation import style
 from pipeline.aggregation.comparison import Cell, Column, Comparison, Line
-from pipeline.aggregation.sweep import Sweep
+from pipeline.aggregation.curves import Curves, training_curves
 from pipeline.aggregation.wording import ARROWS
-from pipeline.core.records import RecordError
 
 LINES_SHOWN = 60
 """Above so many lines a figure with one row a line is no longer read."""
-CURVES_NAMED = 8
-"""Above so many lines in one panel a legend would be larger than the panel."""
-
-Curves = dict[str, list[list[dict[str, float]]]]
-"""Folder of a run's line -> loss curves of its seeds."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +44,6 @@ def draw(comparison: Comparison, curves: Curves) -> dict[str, bytes]:
         return {f"{name}.svg": style.svg(drawer(), titles[name]) for name, drawer in drawers.items()}
 
 
-def training_records(sweep: Sweep) -> Curves:
-    """Read the loss curves of all runs that have one, by group of seeds."""
-    found: Curves = {}
-    for run in sweep.runs:
-        try:
-            curve: list[dict[str, Any]] = sweep.fetch(run.records["finetune"], "finetune").result.get("curve", [])
-        except RecordError:
-            continue  # named among the missing already
-        if curve:
-            found.setdefault(run.group, []).append(curve)
-    return found
-
-
 def score_against_parameters(comparison: Comparison) -> Figure:
     """Draw the target's score in the shown state against what ships, one panel per model and format."""
     column = comparison.target
@@ -72,7 +52,7 @@ def score_against_parameters(comparison: Comparison) -> Figure:
         return style.nothing("No run has been scored yet.")
     figure, panels = _panels(points)
     for ax, where in panels:
-        looks = _looks(comparison)
+        looks = style.looks(comparison)
         for series, (adapter, found) in enumerate(_series(points, where).items()):
             own = sorted(found, key=lambda point: point.line.shipped_parameters or 0)
             x = np.array([point.line.shipped_parameters or 0 for point in own]) * 1.03 ** (series - 1)
@@ -92,7 +72,7 @@ def rank_curve(comparison: Comparison) -> Figure:
         return style.nothing("No run of this sweep holds several ranks at once.")
     figure, panels = _panels(points)
     for ax, where in panels:
-        looks = _looks(comparison)
+        looks = style.looks(comparison)
         for adapter, found in _series(points, where).items():
             own = sorted(found, key=lambda point: _rank(point.line) or 0)
             at_once = own[0].line.rank is not None
@@ -120,7 +100,7 @@ def retention_against_gain(comparison: Comparison) -> Figure:
         return style.nothing("No run was scored on both the target and the retention task.")
     figure, panels = _panels(points)
     for ax, where in panels:
-        looks = _looks(comparison)
+        looks = style.looks(comparison)
         ax.axhline(0, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         for adapter, own in _series(points, where).items():
             kept = [point.line.cells[retained.key] for point in own]
@@ -146,7 +126,7 @@ def states(comparison: Comparison) -> Figure:
         return style.nothing("No run has been scored yet.")
     figure = Figure(figsize=(6.6, 1.1 + 0.25 * len(lines)))
     ax = figure.subplots()
-    looks = _looks(comparison)
+    looks = style.looks(comparison)
     shapes = [("o", "full"), ("s", "none"), ("D", "none"), ("^", "none"), ("v", "none")]
     for column, (marker, fill), shift in zip(columns, shapes, np.linspace(-0.2, 0.2, len(columns)), strict=False):
         found = [(y + shift, line) for y, line in enumerate(lines) if column.key in line.cells]
@@ -162,43 +142,6 @@ def states(comparison: Comparison) -> Figure:
     ax.set_xlabel(_says(columns[0]).rpartition(", ")[0])
     style.legend(figure, [ax])
     return figure
-
-
-def training_curves(comparison: Comparison, curves: Curves) -> Figure:
-    """Draw training losses: a panel per method, a line per size and format, the band spans the seeds."""
-    lines = {line.key.partition("@")[0]: line for line in comparison.lines if line.adapter}
-    shown = {group: curve for group, curve in curves.items() if group in lines}
-    if not shown:
-        return style.nothing("No run has left a training curve.")
-    methods = list(dict.fromkeys(lines[group].method for group in shown))
-    figure, axes = style.panels(len(methods), height=3.3)
-    looks = _looks(comparison)
-    for ax, method in zip(axes, methods, strict=True):
-        own = [(lines[group], of) for group, of in shown.items() if lines[group].method == method]
-        sizes = sorted({line.size or 0 for line, _ in own})
-        for line, of in own:
-            alpha = (sizes.index(line.size or 0) + 1.5) / (len(sizes) + 0.5)
-            _curve(ax, line, of, looks[line.adapter or ""][0], alpha)
-        ax.set_title(method if len(own) <= CURVES_NAMED else f"{method}, {len(own)} lines")
-        ax.tick_params(labelbottom=True)
-        style.losses(ax)
-        ax.set_xlabel("step")
-        if len(own) <= CURVES_NAMED:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7.5)
-    axes[0].set_ylabel("training loss")
-    return figure
-
-
-def _curve(ax: Axes, line: Line, curves: list[list[dict[str, float]]], color: str, alpha: float) -> None:
-    """Draw the mean of the seeds as far as all of them went, with the band that they span."""
-    steps = min(len(curve) for curve in curves)
-    loss_SX = np.array([[entry["loss"] for entry in curve[:steps]] for curve in curves])
-    x = [entry["step"] for entry in curves[0][:steps]]
-    size = f"{(line.size_axis or '').replace('_', ' ')} {line.size or ''}".strip()
-    label = ", ".join(part for part in (size, line.variant, line.quantization) if part)
-    formats = "-" if line.quantization == "none" else (0, (5, 1.5))
-    ax.fill_between(x, loss_SX.min(axis=0), loss_SX.max(axis=0), color=color, alpha=0.12 * alpha, linewidth=0)
-    ax.plot(x, loss_SX.mean(axis=0), color=color, alpha=min(1, alpha), linewidth=1.3, linestyle=formats, label=label)
 
 
 def _points(comparison: Comparison, column: Column | None) -> list[Point]:
@@ -224,15 +167,6 @@ def _series(points: list[Point], where: tuple[str, str]) -> dict[str, list[Point
         if (point.line.model, point.line.quantization) == where:
             found.setdefault(point.line.adapter or "", []).append(point)
     return found
-
-
-def _looks(comparison: Comparison) -> dict[str, tuple[str, str]]:
-    """Return color and marker of each method: the same in every figure."""
-    adapters = dict.fromkeys(line.adapter for line in comparison.lines if line.adapter)
-    return {
-        adapter: (style.SERIES[k % len(style.SERIES)], style.MARKERS[(k + k // 6) % len(style.MARKERS)])
-        for k, adapter in enumerate(adapters)
-    }
 
 
 def _line_with_intervals(ax: Axes, x: np.ndarray, points: list[Point], look: tuple[str, str], *, label: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.aggregation import figures, tables
 from pipeline.aggregation.comparison import Comparison
+from pipeline.aggregation.curves import read_curves
 from pipeline.aggregation.report import render
 from pipeline.aggregation.rows import Evidence, to_csv
 from pipeline.aggregation.sweep import Sweep
@@ -39,7 +40,7 @@ def read_comparison(path: Path) -> Comparison:
 
 def write_figures(folder: Path, sweep: Sweep, comparison: Comparison) -> None:
     """Draw every figure into `folder`, which afterwards holds nothing else."""
-    drawn = figures.draw(comparison, figures.training_records(sweep))
+    drawn = figures.draw(comparison, read_curves(sweep))
     with records.writing(folder) as unfinished:
         unfinished.mkdir()
         for name, data in drawn.items():

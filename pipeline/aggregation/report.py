@@ -47,8 +47,8 @@ CAPTIONS = {
     ),
     "training-curves": (
         "Training loss",
-        "Mean of the seeds, the band spans them; paler is smaller, dashed is quantized. Losses of methods that add a "
-        "penalty of their own are not comparable with the others'.",
+        "Mean of the seeds, the band spans them; paler is smaller, dashed is quantized, a cross is where a run failed. "
+        "Losses of methods that add a penalty of their own are not comparable with the others'.",
     ),
 }
 

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from pipeline.aggregation.comparison import Comparison
+
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#dde1e6", "#fffffe"
 SERIES = ("#2f86ea", "#d9660a", "#0b4a2b", "#96508a", "#7a6410", "#3a2a78")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -39,6 +41,14 @@ def drawing() -> Iterator[None]:
         mpl.rcdefaults()
         mpl.rcParams.update(RC)
         yield
+
+
+def looks(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    """Return color and marker of each method: the same in every figure."""
+    adapters = dict.fromkeys(line.adapter for line in comparison.lines if line.adapter)
+    return {
+        adapter: (SERIES[k % len(SERIES)], MARKERS[(k + k // 6) % len(MARKERS)]) for k, adapter in enumerate(adapters)
+    }
 
 
 def panels(count: int, *, width: float = 3.3, height: float = 3.1, columns: int = 2) -> tuple[Figure, list[Axes]]:

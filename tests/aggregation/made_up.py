@@ -146,7 +146,11 @@ class Maker:
             labels = [x for x in labels if x not in skipped]
         status = "diverged" if name in self.plan.diverged else "ok"
         failed = {"reason": "the loss is not finite", "step": 12} if status == "diverged" else None
-        train = failed or self.trained(size * per_unit, size, ranks)
+        train = self.trained(size * per_unit, size, ranks)
+        if failed:
+            train = failed | {
+                "curve": [*train["curve"][:3], train["curve"][3] | {"loss": 1e30}, {"step": 20, "loss": None}]
+            }
         records_of = {
             "finetune": self.record(
                 f"{folder}/train.json", "finetune", train, status=status, stale=name in self.plan.stale

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.aggregation import report, samples, style
 from pipeline.aggregation.compare import compare
-from pipeline.aggregation.figures import draw, training_records
+from pipeline.aggregation.curves import read_curves
+from pipeline.aggregation.figures import draw
 from pipeline.aggregation.origins import origins
 from pipeline.aggregation.rows import collect
 from pipeline.aggregation.sweep import load
@@ -31,7 +32,7 @@ def comparison(sweep):
 
 @pytest.fixture(scope="module")
 def figures(sweep, comparison):
-    return draw(comparison, training_records(sweep))
+    return draw(comparison, read_curves(sweep))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def page(sweep, comparison, figures):
 def test_figures_are_the_same_bytes_again_whatever_a_users_matplotlibrc_says(sweep, comparison, figures, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "xtick.major.size", 30)
     monkeypatch.setitem(mpl.rcParams, "axes.linewidth", 9)
-    assert draw(comparison, training_records(sweep)) == figures
+    assert draw(comparison, read_curves(sweep)) == figures
 
 
 def test_figures_hold_their_data(figures):
@@ -58,6 +59,8 @@ def test_figures_hold_their_data(figures):
     assert "OFTv2" not in text["rank-curve.svg"]
     assert text["states.svg"].count("rank 4 of 8") == 2
     assert ">block size 16, nf4-double<" in text["training-curves.svg"]
+    assert ">block size 16, nf4-double, failed<" in text["training-curves.svg"]
+    assert "10^" not in text["training-curves.svg"]
 
 
 def test_a_figure_without_data_says_why(comparison):
