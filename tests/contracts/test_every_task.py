@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from pipeline.core.settings import build
 from pipeline.tasks.base import SPLITS, DataSource, Task
@@ -20,7 +20,7 @@ def file(request) -> Path:
 
 @pytest.fixture
 def task(file: Path) -> Task:
-    task = build(yaml.safe_load(file.read_text()), f"task.{file.stem}")
+    task = build(OmegaConf.to_container(OmegaConf.load(file)), f"task.{file.stem}")
     assert isinstance(task, Task)
     return task
 
@@ -36,7 +36,7 @@ def test_a_file_says_all_that_is_needed(task: Task):
 
 
 def test_training_reads_prompt_and_answer_alone(file: Path):
-    node = yaml.safe_load(file.read_text())
+    node = OmegaConf.to_container(OmegaConf.load(file))
     kept = {key: value for key, value in node.items() if key not in ("data", "generation", "scoring", "role")}
     task = build(kept | {"name": file.stem})
     assert isinstance(task, Task)
@@ -90,7 +90,7 @@ def test_a_demo_is_never_named_as_a_published_protocol(task: Task):
 
 
 def test_generation_ids_are_unique():
-    ids = [yaml.safe_load(file.read_text())["generation"]["id"] for file in FILES]
+    ids = [OmegaConf.to_container(OmegaConf.load(file))["generation"]["id"] for file in FILES]
     assert len(set(ids)) == len(ids)
 
 
