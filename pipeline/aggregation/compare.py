@@ -64,7 +64,7 @@ def compare(sweep: Sweep, evidence: list[Evidence]) -> Comparison:
 
 
 def _columns(sweep: Sweep, evidence: list[Evidence]) -> list[Column]:
-    """Return the columns for which there is any number, in the order of tasks, rules and states."""
+    """Return the columns in which any run or its base has a number, in the order of tasks, rules and states."""
     known = {(score.task, score.rule): score for one in evidence for score in one.scores}
     found = {(score.task, score.rule, score.state) for one in evidence for score in one.scores}
     return [
@@ -72,7 +72,7 @@ def _columns(sweep: Sweep, evidence: list[Evidence]) -> list[Column]:
         for task in sweep.tasks
         for rule in task.scoring
         for state in ("base", *sweep.states)
-        if (task.name, rule, state) in found
+        if found & {(task.name, rule, state), (task.name, rule, "base")}
     ]
 
 

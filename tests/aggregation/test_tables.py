@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.aggregation import layout, tables, wording
 from pipeline.aggregation.compare import compare
+from pipeline.aggregation.figures import draw
 from pipeline.aggregation.rows import collect
 from pipeline.aggregation.sweep import load
 from tests.aggregation.made_up import SMALL, STATES
@@ -140,6 +141,18 @@ def test_a_sweep_of_which_nothing_ran_has_a_table_too(make):
     assert len(comparison.missing) == 6
     assert "2 of 2 seeds missing" in tables.markdown(comparison)
     assert "base alone" in tables.text(comparison)
+
+
+def test_a_sweep_of_which_everything_diverged_shows_its_bases(make):
+    names = {
+        f"tiny-nf4-double-{point}-s{s}" for s in (0, 1) for point in ("lora-rank-2", "lora-rank-8", "dylora-rank-8")
+    }
+    comparison = compared(make(**SMALL, diverged=names))
+    assert comparison.missing == ()
+    rows = {row.line.name: [entry.text for entry in row.entries] for row in layout.main(comparison).rows}
+    assert rows["LoRA, rank 2, nf4-double"].count("diverged") == 5
+    assert sum("±" in text for text in rows["base alone, nf4-double"]) == 3
+    assert draw(comparison, {})
 
 
 def test_survival_is_shown_for_every_merged_state(comparison):
