@@ -58,7 +58,8 @@ class Checkpoints:
                 print(f"checkpoint passed over: {error}", file=sys.stderr, flush=True)
                 continue
             if record.settings != self.made_by:
-                print(f"{self._record(step)}: made by other settings or code, not resumed", file=sys.stderr, flush=True)
+                print(f"{self._record(step)}: made by other settings or code, removed", file=sys.stderr, flush=True)
+                self.clear()  # left there, it would count as newer than those of the training that starts now
                 return 0, {}
             self._load(step, method, optimizer)
             return step, record.result["progress"]
