@@ -27,7 +27,8 @@ class Killed(BaseException):
 def settings(**changes):
     node = {
         "task": "t", "steps": STEPS, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 5e-3,
-        "max_grad_norm": 1.0, "schedule": {"shape": "cosine", "warmup_steps": 2, "final_fraction": 0.1}, "max_length": 12,
+        "max_grad_norm": 1.0,
+        "schedule": {"shape": "cosine", "warmup_steps": 2, "final_fraction": 0.1}, "max_length": 12,
         "checkpoint_every": 3,
     }  # fmt: skip
     return parse(Training, node | changes)
