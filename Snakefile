@@ -13,7 +13,7 @@ from snakemake.resources import Resource
 from snakemake.utils import min_version
 
 min_version("9.27")
-gc.disable()  # it would walk the growing graph of jobs again and again, a fifth of the time of a large plan
+gc.disable()  # until jobs start: it would walk the growing graph again and again, a fifth of a large plan's time
 
 # Jobs run this very Python and package, from whatever folder Snakemake was started in.
 sys.path.insert(0, workflow.basedir)
@@ -74,6 +74,7 @@ PRELOADED = Preloaded()
 
 
 onstart:
+    gc.enable()
     if workflow.local_exec:
         PRELOADED.start()
 

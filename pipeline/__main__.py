@@ -48,15 +48,18 @@ def run(argv: list[str]) -> int:
 
     from pipeline.core.leases import lease
     from pipeline.core.records import RecordError
-    from pipeline.core.settings import SettingsError, imported
+    from pipeline.core.settings import SettingsError, canonical, imported
+    from pipeline.sweeps import closure
 
     given = _parser().parse_args(argv)
     about = {"started": time.time(), "code": given.code, "upstream": given.upstream}
     inputs, outputs = ({name: Path(path) for name, path in pairs} for pairs in (given.input, given.output))
     try:
-        stage = imported(f"pipeline.stages.{given.stage}")
+        settings = json.loads(given.config)
+        if given.code not in ("", now := closure.code(given.stage, canonical(settings))):
+            raise SettingsError(f"the code is {now}, and the plan was for {given.code}: start Snakemake again.")
         with lease(given.gpus):
-            stage.run(json.loads(given.config), inputs, outputs, about)
+            imported(f"pipeline.stages.{given.stage}").run(settings, inputs, outputs, about)
     except (SettingsError, RecordError, OSError) as error:
         print(f"{given.stage}: {error}", file=sys.stderr, flush=True)
         return 1
@@ -72,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     for way in ("--input", "--output"):
         parser.add_argument(way, nargs="*", default=[], type=_pair, metavar="NAME=PATH")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to lease for the stage")
-    parser.add_argument("--code", default="", help="digest of the code, for the record")
+    parser.add_argument("--code", default="", help="digest of the code, for the record; refused if it is another")
     parser.add_argument("--upstream", default="", help="digest of all earlier steps, for the record")
     return parser
 

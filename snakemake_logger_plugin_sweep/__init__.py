@@ -206,7 +206,8 @@ def _title(plan: "Plan") -> str:
     counts = Counter(run.point.choices["adapter"] for run in plan.runs)
     runs = ", ".join(f"{count} {adapter}" for adapter, count in counts.items())
     told = f"; {' '.join(plan.request.overrides)}" if plan.request.overrides else ""
-    return f"sweep {plan.grid.sweep.name}: {len(plan.runs)} runs ({runs}), {len(plan.grid.sweep.task)} tasks{told}"
+    tasks = ", ".join(plan.grid.sweep.task)
+    return f"sweep {plan.grid.sweep.name}: {len(plan.runs)} fine-tune(s) ({runs}) on {tasks}{told}"
 
 
 def _say(text: str) -> None:

@@ -34,7 +34,6 @@ class Preloaded:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
-        self._folder = ""
 
     def start(self) -> None:
         """Start the server in the background, and tell every later child process of it.
@@ -43,8 +42,7 @@ class Preloaded:
         """
         if VARIABLE in os.environ:
             return
-        self._folder = tempfile.mkdtemp(prefix="preloaded-")
-        address = f"{self._folder}/socket"
+        address = tempfile.mkdtemp(prefix="preloaded-") + "/socket"
         self._server = subprocess.Popen([sys.executable, "-m", "pipeline.core.preload", address], stdin=subprocess.PIPE)
         os.environ[VARIABLE] = address
 
@@ -57,7 +55,6 @@ class Preloaded:
         self._server.wait()
         self._server = None
         del os.environ[VARIABLE]
-        shutil.rmtree(self._folder)
 
 
 def submit(address: str, argv: list[str]) -> int:
@@ -198,4 +195,7 @@ def serve(address: str, modules: Iterable[str], run: Callable[[list[str]], int])
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], MODULES, importlib.import_module("pipeline.__main__").run)
+    try:
+        serve(sys.argv[1], MODULES, importlib.import_module("pipeline.__main__").run)
+    finally:
+        shutil.rmtree(Path(sys.argv[1]).parent)

@@ -4,6 +4,16 @@ from collections import Counter
 
 import pytest
 
+from pipeline.sweeps.compose import files
+
+
+@pytest.mark.parametrize("sweep", files("sweep"))
+def test_every_sweep_of_conf(plan, sweep):
+    found = plan(sweep=sweep)
+    assert found.grid.sweep.name == found.table == sweep
+    assert found.runs
+    assert found.expected["runs"]
+
 
 def _names(plan):
     return [run.point.title for run in plan.runs]

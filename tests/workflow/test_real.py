@@ -34,7 +34,10 @@ def run(argv):
     return code
 preload.serve(sys.argv[1], preload.MODULES, run)
 """
-ENTRY = {"pipeline", "pipeline.__main__", "pipeline.core", "pipeline.core.preload", "pipeline.core.leases"}
+ENTRY = {
+    "pipeline", "pipeline.__main__", "pipeline.core", "pipeline.core.preload", "pipeline.core.leases",
+    "pipeline.sweeps", "pipeline.sweeps.closure",
+}  # fmt: skip
 """Loaded by whatever starts a stage; no result can depend on them."""
 
 

@@ -114,6 +114,12 @@ def test_changed_code_rerun_or_kept(lab):
     assert lab.plan() == {}
 
 
+def test_code_that_changes_under_a_running_sweep_is_not_recorded_as_the_old(lab):
+    shutil.rmtree(next(lab.folder.glob("results/runs/*oft-b8-*")))
+    said = lab.snakemake(pretend="edit:pipeline/stages/merge.py", code=1)
+    assert "the plan was for code:" in said
+
+
 def test_changed_code_of_evaluation_trains_nothing(lab):
     lab.append("pipeline/stages/evaluate.py", "EDITED = 1")
     assert lab.plan() == {"evaluate": 8, "evaluate_base": 2, "score": 8, "score_base": 2} | TABLE
