@@ -128,7 +128,7 @@ def shake(method: Method, seed: int = 0, size: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in method.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.device))
     method.refresh()
 
 
