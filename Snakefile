@@ -67,7 +67,7 @@ rule all:
     input:
         f"results/tables/{PLAN.table}/report.html",
         f"results/tables/{PLAN.table}/table.md",
-        PLAN.records,  # so that a record that somebody deleted is made again
+        PLAN.lost,
 
 
 PRELOADED = Preloaded()

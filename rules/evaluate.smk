@@ -16,8 +16,8 @@ rule evaluate:
     threads: PLAN.hardware["threads"]
     resources:
         gpu=PLAN.hardware["gpus"],
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
+        mem_mb=PLAN.hardware["mem_mb"],
+        runtime=PLAN.hardware["runtime"],
     params:
         cfg=PLAN.cfg("evaluate"),
         code=PLAN.code("evaluate"),
@@ -44,8 +44,8 @@ rule evaluate_base:
     threads: PLAN.hardware["threads"]
     resources:
         gpu=PLAN.hardware["gpus"],
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
+        mem_mb=PLAN.hardware["mem_mb"],
+        runtime=PLAN.hardware["runtime"],
     params:
         cfg=PLAN.cfg("evaluate_base"),
         code=PLAN.code("evaluate_base"),

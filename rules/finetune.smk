@@ -13,8 +13,8 @@ rule finetune:
     threads: PLAN.hardware["threads"]
     resources:
         gpu=PLAN.hardware["gpus"],
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
+        mem_mb=PLAN.hardware["mem_mb"],
+        runtime=PLAN.hardware["runtime"],
     params:
         cfg=PLAN.cfg("finetune"),
         code=PLAN.code("finetune"),
@@ -40,8 +40,8 @@ rule merge:
     threads: PLAN.hardware["threads"]
     resources:
         gpu=PLAN.hardware["gpus"],
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
+        mem_mb=PLAN.hardware["mem_mb"],
+        runtime=PLAN.hardware["runtime"],
     params:
         cfg=PLAN.cfg("merge"),
         code=PLAN.code("merge"),

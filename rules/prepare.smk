@@ -9,8 +9,8 @@ rule prepare_model:
     threads: PLAN.threads("prepare_model")
     resources:
         gpu=PLAN.hardware["gpus"],
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
+        mem_mb=PLAN.hardware["mem_mb"],
+        runtime=PLAN.hardware["runtime"],
     params:
         cfg=PLAN.cfg("prepare_model"),
         code=PLAN.code("prepare_model"),
@@ -52,8 +52,8 @@ rule quantize_base:
     threads: PLAN.hardware["threads"]
     resources:
         gpu=PLAN.hardware["gpus"],
-        mem_mb=PLAN.more("mem_mb"),
-        runtime=PLAN.more("runtime"),
+        mem_mb=PLAN.hardware["mem_mb"],
+        runtime=PLAN.hardware["runtime"],
     params:
         cfg=PLAN.cfg("quantize_base"),
         code=PLAN.code("quantize_base"),

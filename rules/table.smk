@@ -20,7 +20,7 @@ rule aggregate:
     """Hold every record against the plan, and make the tables."""
     input:
         sweep="results/tables/{table}/sweep.json",
-        records=PLAN.records,
+        scores=PLAN.scores,
     output:
         record="results/tables/{table}/aggregate.json",
         rows="results/tables/{table}/rows.csv",

@@ -111,10 +111,6 @@ class Plan:
         own = self.hardware["threads"]
         return _asked(lambda wildcards: self.job(rule, wildcards).settings["model"].get("threads", own))
 
-    def more(self, resource: str) -> Callable[[Any, int], int]:
-        """`resources:`, mem_mb or runtime; each attempt may use as much again."""
-        return lambda wildcards, attempt: self.hardware[resource] * attempt
-
     # ---- the table
 
     @cached_property
@@ -124,9 +120,17 @@ class Plan:
         return f"{self.grid.sweep.name}-{digest(told)}" if told else self.grid.sweep.name
 
     @cached_property
-    def records(self) -> list[str]:
-        """All records that the table is made of."""
-        return [f"{self.root}/{job.record}" for job in self.shop.jobs.values()]
+    def scores(self) -> list[str]:
+        """The records at the end of every chain: all others are made before them."""
+        jobs = [job for subject in (*self.runs, *self.bases) for job in subject.score.values()]
+        return [f"{self.root}/{job.record}" for job in jobs]
+
+    @cached_property
+    def lost(self) -> list[str]:
+        """Records that somebody deleted behind a finished table; Snakemake alone would not miss them."""
+        if not (self.root / "tables" / self.table / "table.md").exists():
+            return []
+        return [f"{self.root}/{job.record}" for job in self.shop.jobs.values() if not (self.root / job.record).exists()]
 
     @cached_property
     def expected(self) -> Node:
