@@ -43,7 +43,9 @@ class Preloaded:
         if VARIABLE in os.environ:
             return
         address = tempfile.mkdtemp(prefix="preloaded-") + "/socket"
-        self._server = subprocess.Popen([sys.executable, "-m", "pipeline.core.preload", address], stdin=subprocess.PIPE)
+        with listening(address) as listener:  # at once, so that the first job finds it and waits for the imports
+            command = [sys.executable, "-m", "pipeline.core.preload", address, str(listener.fileno())]
+            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
         os.environ[VARIABLE] = address
 
     def stop(self) -> None:
@@ -52,9 +54,10 @@ class Preloaded:
             return
         assert self._server.stdin is not None
         self._server.stdin.close()
+        self._server.terminate()  # it may still be importing, and reads no end of stdin then
         self._server.wait()
         self._server = None
-        del os.environ[VARIABLE]
+        shutil.rmtree(Path(os.environ.pop(VARIABLE)).parent, ignore_errors=True)  # it may have done so itself
 
 
 def submit(address: str, argv: list[str]) -> int:
@@ -92,6 +95,7 @@ class _Server:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         for source in (sys.stdin, self.listener, wake):
             self.selector.register(source, selectors.EVENT_READ)
         while True:
@@ -113,7 +117,11 @@ class _Server:
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
-        request, streams = _receive(client)
+        try:
+            request, streams = _receive(client)
+        except (ValueError, OSError):  # it was killed before it had said all
+            client.close()
+            return
         if (child := os.fork()) == 0:
             self._become(request, streams)
         for stream in streams:
@@ -127,6 +135,7 @@ class _Server:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             self.selector.close()
             self.listener.close()
@@ -180,11 +189,17 @@ def _receive(client: socket.socket) -> tuple[dict, list[int]]:
         return json.loads(text.read(int.from_bytes(length))), list(streams)
 
 
-def serve(address: str, modules: Iterable[str], run: Callable[[list[str]], int]) -> None:
-    """Listen at once, so that clients wait; import `modules`; serve until the owner closes our stdin."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(128)
+def listening(address: str) -> socket.socket:
+    """Return a socket that clients may connect to from now on."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(128)
+    return listener
+
+
+def serve(listener: socket.socket, modules: Iterable[str], run: Callable[[list[str]], int]) -> None:
+    """Import `modules`; run what clients ask for until the owner closes our stdin."""
+    with listener:
         for name in modules:
             importlib.import_module(name)
         server = _Server(listener, run)
@@ -196,6 +211,7 @@ def serve(address: str, modules: Iterable[str], run: Callable[[list[str]], int])
 
 if __name__ == "__main__":
     try:
-        serve(sys.argv[1], MODULES, importlib.import_module("pipeline.__main__").run)
+        inherited = socket.socket(fileno=int(sys.argv[2]))
+        serve(inherited, MODULES, importlib.import_module("pipeline.__main__").run)
     finally:
-        shutil.rmtree(Path(sys.argv[1]).parent)
+        shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)  # the owner may have done so

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ def run(argv):
         open(argv[1], "w").write(str(os.getpid()))
         time.sleep(60)
     return 0
-preload.serve(sys.argv[1], (), run)
+preload.serve(preload.listening(sys.argv[1]), (), run)
 """
 CLIENT = "import sys; from pipeline.core.preload import submit; sys.exit(submit(sys.argv[1], sys.argv[2:]))"
 
@@ -88,6 +89,14 @@ def test_a_killed_client_takes_its_job_with_it(address, tmp_path):
     assert _client(address, "exit", "3").returncode == 3
 
 
+@pytest.mark.parametrize("said", [b"", b"\0\0", b"\0\0\1\0{"])
+def test_a_client_that_is_killed_while_it_asks_harms_nobody(address, said):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+        client.sendall(said)
+    assert _client(address, "exit", "3").returncode == 3
+
+
 def test_the_owners_end_is_the_end_of_all(tmp_path):
     """The server reads its stdin only to learn when its owner has gone, however that happened."""
     path, note = str(tmp_path / "socket"), tmp_path / "pid"
@@ -116,3 +125,16 @@ def test_nothing_is_started_where_the_environment_has_decided(monkeypatch):
     server.start()
     server.stop()
     assert os.environ[preload.VARIABLE] == ""
+
+
+def test_the_first_client_never_comes_too_early(monkeypatch):
+    """A job may start as soon as `start` has returned, long before the server has imported anything."""
+    monkeypatch.delenv(preload.VARIABLE, raising=False)
+    server = preload.Preloaded()
+    server.start()
+    address = os.environ[preload.VARIABLE]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+    server.stop()
+    assert preload.VARIABLE not in os.environ
+    assert not Path(address).parent.exists()

@@ -32,7 +32,7 @@ def run(argv):
     note = {"argv": argv, "code": code, "loaded": loaded}
     Path(sys.argv[2], f"{os.getpid()}.json").write_text(json.dumps(note))
     return code
-preload.serve(sys.argv[1], preload.MODULES, run)
+preload.serve(preload.listening(sys.argv[1]), preload.MODULES, run)
 """
 ENTRY = {
     "pipeline", "pipeline.__main__", "pipeline.core", "pipeline.core.preload", "pipeline.core.leases",
