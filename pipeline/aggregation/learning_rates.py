@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     sweep = load(given.plan)
     losses, about = _collect(sweep)
+    _keep_others(given.output, set(losses))
     result = {"grid": sorted({rate for rates in losses.values() for rate in rates}), "methods": choose(losses)}
     settings = {"sweep": sweep.name, "overrides": list(sweep.overrides)}
     records.write(given.output, stage="learning_rates", settings=settings, result=result, about=about)
@@ -33,6 +34,19 @@ def main(argv: list[str]) -> int:
         means = "  ".join(f"{rate:g}: {_shown(mean)}" for rate, mean in method["mean_dev_loss"])
         print(f"{name:10} chosen {method['chosen']:g}{' (edge of the grid)' if method['at_edge'] else ''}   {means}")
     return 0
+
+
+def _keep_others(path: Path, methods: set[str]) -> None:
+    """Refuse to replace a record that holds methods which this sweep has not.
+
+    Raises:
+        RecordError: names them, and what to do.
+    """
+    if path.exists() and (lost := set(records.read(path, "learning_rates").result["methods"]) - methods):
+        raise RecordError(
+            f"{path}: also holds {', '.join(sorted(lost))}, which this sweep has not. Sweep them all together "
+            "(one grid for all), or say --output FILE."
+        )
 
 
 def choose(losses: Losses) -> dict[str, dict[str, Any]]:

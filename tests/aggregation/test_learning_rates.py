@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from pipeline.aggregation.learning_rates import choose
+from pipeline.aggregation.learning_rates import _keep_others, choose
 from pipeline.core import records
 from pipeline.core.records import RecordError
 
@@ -26,6 +26,14 @@ def test_says_when_the_best_rate_lies_at_the_edge_of_the_grid():
 def test_a_method_that_always_diverged_is_an_error_by_name():
     with pytest.raises(RecordError, match="adalora: diverged at every learning rate"):
         choose({"adalora": {0.1: [None]}})
+
+
+def test_a_record_of_more_methods_is_not_replaced(tmp_path):
+    path = tmp_path / "rates.json"
+    records.write(path, stage="learning_rates", settings={}, result={"methods": {"lora": {}, "oft": {}}}, about={})
+    _keep_others(path, {"lora", "oft", "ia3"})
+    with pytest.raises(RecordError, match="also holds oft, which this sweep has not"):
+        _keep_others(path, {"lora", "ia3"})
 
 
 def test_the_default_sweep_uses_the_committed_grid():
