@@ -56,8 +56,7 @@ def write(
         "version": VERSION, "stage": stage, "status": status,
         "settings": settings, "result": result, "about": about,
     }  # fmt: skip
-    text = json.dumps(body | {"sha256": _sha256(body)}, indent=1, sort_keys=True, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    write_atomic(path, _bytes(body))
 
 
 def read(path: Path, stage: str | None = None) -> Record:
@@ -68,7 +67,8 @@ def read(path: Path, stage: str | None = None) -> Record:
     """
     remake = "Delete it and run the workflow again to make it anew."
     try:
-        body = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        body = json.loads(data)
     except FileNotFoundError:
         raise RecordError(f"{path}: there is no such record.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -76,16 +76,17 @@ def read(path: Path, stage: str | None = None) -> Record:
     if not isinstance(body, dict) or body.get("version") != VERSION:
         got = body.get("version") if isinstance(body, dict) else type(body).__name__
         raise RecordError(f"{path}: record version must be {VERSION}, got {got!r}. {remake}")
-    expected = body.pop("sha256", None)
-    if expected != _sha256(body):
+    body.pop("sha256", None)
+    if data != _bytes(body):  # the bytes, for the last digits of a number may change without changing it
         raise RecordError(f"{path}: its contents do not fit its own SHA-256: the file is damaged. {remake}")
     if stage is not None and body["stage"] != stage:
         raise RecordError(f"{path}: must be a record of stage {stage!r}, got {body['stage']!r}.")
     return Record(path=path, **body)
 
 
-def _sha256(body: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical(body).encode()).hexdigest()
+def _bytes(body: dict[str, Any]) -> bytes:
+    sha256 = hashlib.sha256(canonical(body).encode()).hexdigest()
+    return (json.dumps(body | {"sha256": sha256}, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

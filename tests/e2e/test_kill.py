@@ -76,15 +76,20 @@ def test_killed_after_a_while(share, sweep, fresh, lab, undisturbed):
 def test_killed_with_all_of_snakemake(sweep, copy, undisturbed):
     one, run, _ = undisturbed
     one.clear(copy)
-    arguments = ["-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(copy)]
-    running = subprocess.Popen(
-        [sys.executable, *arguments, "--cores", "2", "--config", SMOKE],
-        cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(copy)]
+    with (copy / "printed").open("wb") as printed:
+        running = subprocess.Popen(
+            [*command, "--cores", "2", "--config", SMOKE],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+            start_new_session=True,
+        )
     limit = time.monotonic() + PATIENCE
     while not list((copy / run).glob("checkpoints/*.json")):
-        assert running.poll() is None, "it ended without a checkpoint"
+        assert running.poll() is None, (copy / "printed").read_text()
         assert time.monotonic() < limit
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGKILL)
