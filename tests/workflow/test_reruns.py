@@ -24,6 +24,20 @@ def test_nothing_changed(finished):
     assert finished.plan() == {}
 
 
+def test_the_plan_names_runs_and_the_settings_that_make_them_run(finished):
+    said = finished.snakemake("--dry-run", "--config", "overrides=training.learning_rate=0.5 sweep.rank=[2]")
+    assert re.search(r"^ +3  finetune +new: training\.learning_rate 0\.\d+ -> 0\.5$", said, re.MULTILINE)
+    assert re.search(r"^ +demo-none-lora-r2-s0-[0-9a-f]{8}$", said, re.MULTILINE)
+
+
+def test_a_finished_sweep_ends_with_its_table_and_where_the_report_lies(lab):
+    said = lab.snakemake("--config", "overrides=report.samples=1")
+    assert re.search(r"^\[4/4\] report ", said, re.MULTILINE)
+    assert "| demo-none-lora-r2-s0 | ok |" in said
+    assert re.search(r"Report: results/tables/default-[0-9a-f]{8}/report.html", said)
+    assert "nothing to be done" in lab.snakemake()
+
+
 def test_one_task_evaluation_setting(finished):
     expected = {"evaluate": 4, "evaluate_base": 1} | scored_again(5) | TABLE
     assert finished.overridden("task.ppl-demo.generation.batch_size=3") == expected
@@ -131,6 +145,8 @@ def test_a_failed_rerun_never_mixes_old_and_new(lab):
     lab.append("pipeline/training/loop.py", "EDITED = 1")
     said = lab.snakemake("--config", "code=rerun", pretend="fail:lora-r2", code=1)
     assert "pretended failure" in said
+    assert re.search(r"^FAILED finetune demo-none-lora-r2-s0-", said, re.MULTILINE)
+    assert re.search(r"^\S*python -m pipeline finetune --gpus 0 --config '\{", said, re.MULTILINE)
     assert lab.table() == before
     assert lab.plan() == runs(1) | {rule: 1 for rule in TABLE if rule != "plan"}
     lab.snakemake()
@@ -157,6 +173,6 @@ def test_results_may_be_a_link(lab, tmp_path):
 
 def test_wrong_settings_are_one_message_and_run_nothing(finished):
     said = finished.snakemake("--config", "overrides=adapter=lroa", code=1)
-    assert "adapter: there is no adapter 'lroa'. Did you mean 'lora'? Allowed: adalora, dylora, lora, oft" in said
+    assert "adapter: there is no adapter 'lroa'. Did you mean 'lora'? Allowed: adalora, dylora," in said
     assert "Traceback" not in said
     assert "Job stats" not in said
