@@ -51,10 +51,10 @@ lock: .venv/made.stamp  ## make constraints.txt and environment.yml from the ran
 		--no-annotate --custom-compile-command "make lock" $(ARGS) pyproject.toml --output-file constraints.txt
 	{ echo "$$CONDA_HEAD"; sed -E '/^(#|$(FROM_TORCH))/d; s/.*/      - "&"/' constraints.txt; } > environment.yml
 
-readme: .venv/sweep.stamp  ## put the finished default sweep's table and figures into README.md and docs/demo
+readme: .venv/sweep.stamp  ## put the finished default sweep's table and figures into README.md and docs/results/default
 	python -m pipeline table results/
-	mkdir -p docs/demo && cp results/tables/default/table.md results/tables/default/figures/*.svg docs/demo/
-	sed -i -e '/^<!-- table:/,/^<!-- end of table/{/^<!--/!d}' -e '/^<!-- table:/r '<(sed '/^## /,$$d' docs/demo/table.md) README.md
+	mkdir -p docs/results/default && cp results/tables/default/table.md results/tables/default/figures/*.svg docs/results/default/
+	sed -i -e '/^<!-- table:/,/^<!-- end of table/{/^<!--/!d}' -e '/^<!-- table:/r '<(sed -e '/^# /d' -e '/^## /,$$d' docs/results/default/table.md) README.md
 
 clean:  ## remove .venv and caches; results/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
