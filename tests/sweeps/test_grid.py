@@ -90,3 +90,12 @@ def test_seed_is_a_setting_of_the_run_alone(plan, seed):
     found = plan(f"sweep.seed=[{seed}] sweep.adapter=[lora]")
     assert {run.point.settings["seed"] for run in found.runs} == {seed}
     assert {base.job.record for base in found.bases} == {base.job.record for base in plan().bases}
+
+
+def test_a_method_without_a_rate_of_its_own_is_remarked(plan):
+    assert plan().grid.remarks == []
+    found = plan("sweep.adapter=[lora,ia3]")
+    assert found.grid.remarks == [
+        "ia3: no adapter.roles in the sweep's per_adapter; the value of conf/ is taken",
+        "ia3: no training.learning_rate in the sweep's per_adapter; the value of conf/ is taken",
+    ]
