@@ -67,7 +67,7 @@ def expand(request: Request, checks: Checks) -> Grid:
     remarks: list[str] = []
     nodes = _nodes(sweep, mine, remarks)
     _axes_exist(sweep, nodes)
-    remarks += _replaced(sweep, mine) + _lacking(sweep)
+    remarks += _replaced(sweep, mine) + _lacking(sweep, mine)
     found = _Expansion(sweep, nodes, frozenset(override.key for override in mine), checks).points()
     single = {group: _checked(checks, nodes[group]["-"], group).node for group in SINGLE}
     names = [chosen("task", name, "sweep.task") for name in sweep.task]
@@ -142,10 +142,11 @@ def _replaced(sweep: Sweep, overrides: list[Override]) -> list[str]:
     ]
 
 
-def _lacking(sweep: Sweep) -> list[str]:
+def _lacking(sweep: Sweep, overrides: list[Override]) -> list[str]:
     """Say which adapters take a setting from conf/ that the sweep gives others one by one, such as a learning rate."""
     adapters = list(dict.fromkeys(name for grid in sweep.grids() for name in grid["adapter"]))
-    keys = sorted({key for name in adapters for key in sweep.per_adapter.get(name, {})})
+    for_all = {override.key for override in overrides} | set(sweep.axes)
+    keys = sorted({key for name in adapters for key in sweep.per_adapter.get(name, {})} - for_all)
     without = {key: [name for name in adapters if key not in sweep.per_adapter.get(name, {})] for key in keys}
     return [
         f"{', '.join(names)}: no {key} in the sweep's per_adapter; the value of conf/ is taken"

@@ -1,6 +1,6 @@
 """Tests that need a CUDA device. Elsewhere they are skipped; their last result on one is docs/results/gpu-tests.json.
 
-`GPU_RECORD=FILE pytest tests/gpu` writes that record: each test's outcome and what it measured, device, versions, commit.
+`GPU_RECORD=FILE pytest tests/gpu` writes that record: outcomes, measured figures, device, versions, commit.
 """
 
 import os
