@@ -9,15 +9,12 @@ import pytest
 from tests.e2e.jobs import ROOT, SMOKE, Job, jobs, snakemake
 from tests.e2e.lab import Lab
 
-pytestmark = pytest.mark.e2e
-
 
 def pytest_collection_modifyitems(items):
-    """Everything here runs the real workflow; one xdist worker does it, for the sweep is run once a worker."""
+    """Mark everything here: it runs the real workflow."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.xdist_group("e2e"))
 
 
 @pytest.fixture(scope="session")
