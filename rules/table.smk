@@ -32,6 +32,7 @@ rule aggregate:
             caption="../docs/report/table.rst",
         ),
         md="results/tables/{table}/table.md",
+        txt="results/tables/{table}/table.txt",
     log:
         "results/tables/{table}/logs/aggregate.log",
     conda:
@@ -43,6 +44,7 @@ rule aggregate:
     shell:
         "python -m pipeline aggregate --config {params.cfg:q} --input sweep={input.sweep:q}"
         " --output record={output.record:q} rows={output.rows:q} tex={output.tex:q} csv={output.csv:q} md={output.md:q}"
+        " txt={output.txt:q}"
         " --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
 

@@ -175,7 +175,7 @@ class LogHandler(LogHandlerBase):
             return
         folder = Path("results/tables") / Shown.plan.table
         with contextlib.suppress(OSError):
-            _say("\n" + (folder / "table.md").read_text().partition("\n## ")[0].rstrip())  # the comparison itself
+            _say("\n" + (folder / "table.txt").read_text().rstrip())
         jobs = f"{self._pace.done} jobs in {span(self._pace.elapsed())}" if self._pace.done else "nothing to be done"
         _say(f"\n{jobs}.  Table: {folder}/table.md   Report: {folder}/report.html")
 

@@ -11,7 +11,10 @@ from pipeline.aggregation.rows import Evidence, to_csv
 from pipeline.aggregation.sweep import Sweep
 from pipeline.core import records
 
-NAMES = {"rows": "rows.csv", "tex": "table.tex", "csv": "table.csv", "md": "table.md", "record": "aggregate.json"}
+NAMES = {
+    "rows": "rows.csv", "tex": "table.tex", "csv": "table.csv", "md": "table.md", "txt": "table.txt",
+    "record": "aggregate.json",
+}  # fmt: skip
 
 
 def write_tables(outputs: Mapping[str, Path], sweep: Sweep, evidence: list[Evidence], comparison: Comparison) -> None:
@@ -23,6 +26,7 @@ def write_tables(outputs: Mapping[str, Path], sweep: Sweep, evidence: list[Evide
     records.write_atomic(outputs["tex"], tables.latex(comparison).encode())
     records.write_atomic(outputs["csv"], tables.table_csv(comparison))
     records.write_atomic(outputs["md"], tables.markdown(comparison).encode())
+    records.write_atomic(outputs["txt"], tables.text(comparison).encode())
     settings = {"sweep": sweep.name, "report": sweep.report.node()}
     records.write(
         outputs["record"], stage="aggregate", settings=settings, result=comparison.model_dump(mode="json"), about={}

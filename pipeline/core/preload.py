@@ -98,17 +98,24 @@ class _Server:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         for source in (sys.stdin, self.listener, wake):
             self.selector.register(source, selectors.EVENT_READ)
-        while True:
-            for key, _ in self.selector.select():
-                if key.fileobj is sys.stdin:
-                    return
-                if key.fileobj is self.listener:
-                    self._accept()
-                elif key.fileobj is wake:
-                    wake.recv(4096)
-                elif isinstance(key.fileobj, socket.socket):
-                    self._drop(key.fileobj)
-            self._reap()
+        try:
+            while self._answer(wake):
+                self._reap()
+        finally:
+            signal.set_wakeup_fd(-1)  # its socket ends here, and signals of ending jobs still come
+
+    def _answer(self, wake: socket.socket) -> bool:
+        """Wait for something to happen and answer it; say whether the owner is still there."""
+        for key, _ in self.selector.select():
+            if key.fileobj is sys.stdin:
+                return False
+            if key.fileobj is self.listener:
+                self._accept()
+            elif key.fileobj is wake:
+                wake.recv(4096)
+            elif isinstance(key.fileobj, socket.socket):
+                self._drop(key.fileobj)
+        return True
 
     def end(self) -> None:
         """Kill every job that still runs."""

@@ -6,12 +6,13 @@ import sys
 import pytest
 
 from pipeline.aggregation.command import main
+from pipeline.aggregation.files import NAMES
 from pipeline.core import records
 from pipeline.core.records import RecordError
 from pipeline.core.settings import digest
 from pipeline.stages import aggregate, figures, report
 
-MADE = ["aggregate.json", "report.html", "rows.csv", "table.csv", "table.md", "table.tex"]
+MADE = ["aggregate.json", "report.html", "rows.csv", "table.csv", "table.md", "table.tex", "table.txt"]
 FIGURES = ["rank-curve", "retention-vs-gain", "score-vs-parameters", "states", "training-curves"]
 
 
@@ -67,8 +68,7 @@ def test_a_sweep_that_is_not_there_is_named(small):
 def run_stages(plan, folder):
     """Run the three stages as the workflow does."""
     settings = {"sweep": "demo", "report": {"_target_": "pipeline.aggregation.settings.Report"}}
-    outputs = {"rows": "rows.csv", "tex": "table.tex", "csv": "table.csv", "md": "table.md", "record": "aggregate.json"}
-    outputs = {key: folder / name for key, name in outputs.items()}
+    outputs = {key: folder / name for key, name in NAMES.items()}
     about = {"started": 0.0, "code": "code:1", "upstream": "upstream:2"}
     inputs = {"sweep": plan, "record": outputs["record"], "figures": folder / "figures"}
     aggregate.run(settings, {"sweep": plan}, outputs, dict(about))
