@@ -174,9 +174,11 @@ class LogHandler(LogHandlerBase):
         if Shown.plan is None:
             return
         folder = Path("results/tables") / Shown.plan.table
-        with contextlib.suppress(OSError):
-            _say("\n" + (folder / "table.txt").read_text().rstrip())
         jobs = f"{self._pace.done} jobs in {span(self._pace.elapsed())}" if self._pace.done else "nothing to be done"
+        if self._pace.done < self._pace.total or not (folder / "report.html").exists():
+            _say(f"\nStopped after {jobs}, of {self._pace.total}. What is finished is kept; the table is not made yet.")
+            return
+        _say("\n" + (folder / "table.txt").read_text().rstrip())
         _say(f"\n{jobs}.  Table: {folder}/table.md   Report: {folder}/report.html")
 
 

@@ -102,7 +102,9 @@ class _Server:
             while self._answer(wake):
                 self._reap()
         finally:
-            signal.set_wakeup_fd(-1)  # its socket ends here, and signals of ending jobs still come
+            # Signals still come while jobs end and modules clean up after themselves: nothing is left to do on them.
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _answer(self, wake: socket.socket) -> bool:
         """Wait for something to happen and answer it; say whether the owner is still there."""
