@@ -175,8 +175,11 @@ class LogHandler(LogHandlerBase):
             return
         folder = Path("results/tables") / Shown.plan.table
         jobs = f"{self._pace.done} jobs in {span(self._pace.elapsed())}" if self._pace.done else "nothing to be done"
-        if self._pace.done < self._pace.total or not (folder / "report.html").exists():
+        if self._pace.done < self._pace.total:
             _say(f"\nStopped after {jobs}, of {self._pace.total}. What is finished is kept; the table is not made yet.")
+            return
+        if not (folder / "report.html").exists():  # only a part was asked for
+            _say(f"\n{jobs}.")
             return
         _say("\n" + (folder / "table.txt").read_text().rstrip())
         _say(f"\n{jobs}.  Table: {folder}/table.md   Report: {folder}/report.html")
