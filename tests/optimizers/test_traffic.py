@@ -49,7 +49,7 @@ class Simulated(Ring):
         Traffic.__init__(self, CPU)
         self._bringing, self._taking, self.working = Stream(), Stream(), Stream()
         self._buffers = [torch.full((page_bytes,), 99, dtype=torch.uint8) for _ in range(IN_FLIGHT)]
-        self.draw = random.Random(seed)
+        self.draw = random.Random(seed)  # noqa: S311  (of orders, not of secrets)
 
     def run(self, whole=False):
         """Run some of what is queued, or all of it."""
