@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pipeline.core.group import Group
-from pipeline.optimizers.base import Optimizer, OptimizerSettings
+from pipeline.optimizers.base import Optimizer, OptimizerSettings, check_state
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -30,13 +30,16 @@ class AdamW(OptimizerSettings):
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
 
-    def build(self, groups: list[Group]) -> "AdamWOptimizer":
+    def build(self, groups: list[Group]) -> Optimizer:
         return AdamWOptimizer(self, groups)
 
 
 @dataclass
 class Slot:
-    """One parameter with its state. `count` has the mask's shape: each element that it masks counts its own steps."""
+    """One parameter with its state. `count` has the mask's shape: each element that it masks counts its own steps.
+
+    With `span`, a slot is that range of the flat parameter, and its state is of the range.
+    """
 
     parameter: nn.Parameter
     first_moment: Tensor
@@ -44,6 +47,16 @@ class Slot:
     count: Tensor
     group: Group
     mask: Tensor | None
+    span: slice | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        return self.parameter if self.span is None else self.parameter.detach().view(-1)[self.span]
+
+    @property
+    def gradient(self) -> Tensor:
+        assert self.parameter.grad is not None
+        return self.parameter.grad if self.span is None else self.parameter.grad.reshape(-1)[self.span]
 
     def state(self) -> dict[str, Tensor]:
         return {"first_moment": self.first_moment, "second_moment": self.second_moment, "count": self.count}
@@ -59,40 +72,34 @@ class AdamWOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        moving = [slot for slot in self._slots if slot.parameter.grad is not None]
-        if not moving:
-            raise RuntimeError("no parameter has a gradient: the loss does not depend on what is trained.")
-        for slot in moving:
-            if slot.mask is not None:
-                update_masked(slot, slot.mask.bool(), self._settings, lr)
-        together: dict[int, list[Slot]] = {}
-        for slot in moving:
-            if slot.mask is None:
-                together.setdefault(id(slot.group), []).append(slot)
-        for slots in together.values():
-            update_together(slots, self._settings, lr)
+        self.require_gradients()
+        update([slot for slot in self._slots if slot.parameter.grad is not None], self._settings, lr)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{i}.{name}": value for i, slot in enumerate(self._slots) for name, value in slot.state().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         own = self.state_dict()
-        if state.keys() != own.keys():
-            unknown, missing = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
-            raise ValueError(
-                f"optimizer state: unknown {unknown[:3]}, missing {missing[:3]} (the first three of each)."
-            )
+        check_state(own, state)
         for name, value in own.items():
-            shape, got = tuple(value.shape), tuple(state[name].shape)
-            if shape != got:
-                raise ValueError(f"optimizer state: {name} must be of shape {shape}, got {got}.")
             value.copy_(state[name])
+
+
+def update(slots: list[Slot], settings: AdamW, lr: float) -> None:
+    """Move the parameters of these slots, all of which have a gradient."""
+    together: dict[int, list[Slot]] = {}
+    for slot in slots:
+        if slot.mask is not None:
+            update_masked(slot, slot.mask.bool(), settings, lr)
+        else:
+            together.setdefault(id(slot.group), []).append(slot)
+    for group in together.values():
+        update_together(group, settings, lr)
 
 
 def update_masked(slot: Slot, moves: Tensor, settings: AdamW, lr: float) -> None:
     """Move the elements of one parameter where `moves` (bool, broadcastable to it) says so: the readable form."""
-    weight, gradient = slot.parameter, slot.parameter.grad
-    assert gradient is not None
+    weight, gradient = slot.weight, slot.gradient
     rate, decay = lr * slot.group.lr_scale, settings.weight_decay * slot.group.decay
     b1, b2 = settings.betas
     slot.count += moves
@@ -110,8 +117,8 @@ def update_together(slots: list[Slot], settings: AdamW, lr: float) -> None:
     """Move all elements of the parameters of one group in one fused kernel: the fast form."""
     group, (beta1, beta2) = slots[0].group, settings.betas
     adamw(
-        [slot.parameter for slot in slots],
-        [slot.parameter.grad for slot in slots if slot.parameter.grad is not None],
+        [slot.weight for slot in slots],
+        [slot.gradient for slot in slots],
         [slot.first_moment for slot in slots],
         [slot.second_moment for slot in slots],
         [],
@@ -129,7 +136,12 @@ def update_together(slots: list[Slot], settings: AdamW, lr: float) -> None:
 
 def _slot(group: Group, index: int) -> Slot:
     parameter, mask = group.parameters[index], None if group.masks is None else group.masks[index]
-    if parameter.dtype != torch.float32:
-        raise ValueError(f"AdamW trains float32 parameters, got {parameter.dtype}: small updates would round away.")
+    check_float32(parameter)
     count = torch.zeros(() if mask is None else mask.shape, device=parameter.device)
     return Slot(parameter, torch.zeros_like(parameter), torch.zeros_like(parameter), count, group, mask)
+
+
+def check_float32(parameter: nn.Parameter) -> None:
+    """Raise a ValueError if a parameter is of another type."""
+    if parameter.dtype != torch.float32:
+        raise ValueError(f"AdamW trains float32 parameters, got {parameter.dtype}: small updates would round away.")

@@ -31,6 +31,15 @@ class Optimizer(ABC):
             torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
         return float(norm)
 
+    def require_gradients(self) -> None:
+        """Raise a RuntimeError if no parameter has a gradient: a step would do nothing and nobody would know."""
+        if all(parameter.grad is None for parameter in self.parameters):
+            raise RuntimeError("no parameter has a gradient: the loss does not depend on what is trained.")
+
+    def about(self) -> dict[str, float]:
+        """Return what a record should say of the optimizer's cost, in bytes and seconds since it was built."""
+        return {}
+
     def zero_grad(self) -> None:
         """Drop all gradients."""
         for parameter in self.parameters:
@@ -42,7 +51,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that must survive, flat; the tensors are the live ones."""
+        """Return all that must survive, flat, to be read before the next step: most tensors are the live ones."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -51,6 +60,21 @@ class Optimizer(ABC):
         Raises:
             ValueError: keys or shapes are not those of this optimizer's parameters.
         """
+
+
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Hold a state that is to be loaded against the optimizer's `own`.
+
+    Raises:
+        ValueError: keys or shapes differ; the message names them.
+    """
+    if state.keys() != own.keys():
+        unknown, missing = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
+        raise ValueError(f"optimizer state: unknown {unknown[:3]}, missing {missing[:3]} (the first three of each).")
+    for name, value in own.items():
+        shape, got = tuple(value.shape), tuple(state[name].shape)
+        if shape != got:
+            raise ValueError(f"optimizer state: {name} must be of shape {shape}, got {got}.")
 
 
 class OptimizerSettings(Settings):

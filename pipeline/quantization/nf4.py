@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.quantization import dynamic
+from pipeline.core import dynamic
 from pipeline.quantization.base import Format, QuantizationError, QuantizedWeight, check_weight
 
 LEVELS = (

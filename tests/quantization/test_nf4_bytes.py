@@ -10,7 +10,7 @@ import torch
 from bitsandbytes import functional
 from bitsandbytes.backends.default import ops as generic
 
-from pipeline.quantization import dynamic
+from pipeline.core import dynamic
 from pipeline.quantization.nf4 import LEVELS, NF4
 
 CPU = torch.device("cpu")
@@ -112,14 +112,16 @@ def test_dequantized_weights_are_equal(name):
         assert torch.equal(ours.dequantize(ours.quantize(weight), dtype), theirs)
 
 
-def test_the_dynamic_map_is_theirs():
-    assert torch.equal(dynamic.codebook(CPU), functional.create_dynamic_map())
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_dynamic_map_is_theirs(signed):
+    assert torch.equal(dynamic.codebook(CPU, signed), functional.create_dynamic_map(signed))
 
 
-def test_every_cell_of_the_dynamic_type_is_theirs():
+@pytest.mark.parametrize("signed", [True, False])
+def test_every_cell_of_the_dynamic_type_is_theirs(signed):
     """The edges of the 65,536 cells and their neighbors, 40 on each side where the code changes, at several scales."""
     edges = ((torch.arange(65536, dtype=torch.float64) - 0.5) / 65535 * 2 - 1).float()[1:]  # 65,535 = 257 x 255
-    codes = dynamic._code_of_cell(CPU)
+    codes, code_map = dynamic._code_of_cell(CPU, signed), functional.create_dynamic_map(signed)
     near = [edges[codes[1:] != codes[:-1]]] * 2
     neighbors = [edges, torch.nextafter(edges, INFINITY), torch.nextafter(edges, -INFINITY)]
     for _ in range(40):
@@ -127,13 +129,15 @@ def test_every_cell_of_the_dynamic_type_is_theirs():
         neighbors += near
     values = torch.cat(neighbors)
     values = torch.cat([values, torch.zeros(-len(values) % 255)]).view(-1, 255)
-    for scale in (1.0, 0.3, 7e-5):
+    for scale in (1.0, 0.3, 7e-5, 1e-40):
         blocks = torch.cat([torch.full((len(values), 1), scale), values * scale], 1).flatten()
-        code, scales = dynamic.quantize(blocks, 256)
-        theirs, state = functional.quantize_blockwise(blocks, blocksize=256)
+        code, scales = dynamic.quantize(blocks, 256, signed)
+        theirs, state = functional.quantize_blockwise(blocks, code=code_map, blocksize=256)
         assert torch.equal(code, theirs)
         assert torch.equal(scales, state.absmax)
-        assert torch.equal(dynamic.dequantize(code, scales, 256), functional.dequantize_blockwise(theirs, state))
+        assert torch.equal(
+            dynamic.dequantize(code, scales, 256, signed), functional.dequantize_blockwise(theirs, state)
+        )
 
 
 def test_where_we_differ_the_library_is_wrong():

@@ -1,0 +1,83 @@
+"""The optimizers of bitsandbytes themselves, as rows to compare ours with.
+
+Its paged one takes managed memory for parameters of 1e5 elements or more (smaller ones are never paged), never gives
+it back, and waits for the device after every parameter. On a CPU it pages nothing, as ours.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.core.group import Group
+from pipeline.core.settings import SettingsError
+from pipeline.optimizers.adamw import AdamW, check_float32
+from pipeline.optimizers.base import Optimizer, check_state
+from pipeline.optimizers.paged import on_device, refuse_masks
+
+
+class LibraryAdamW8bit(AdamW):
+    """AdamW8bit of bitsandbytes, or PagedAdamW8bit; `min_8bit_size` as in ours."""
+
+    min_8bit_size: int = Field(ge=0)
+    paged: bool
+
+    def build(self, groups: list[Group]) -> "LibraryOptimizer":
+        refuse_masks(groups)
+        return LibraryOptimizer(self, groups, self.paged and on_device(groups))
+
+
+class LibraryOptimizer(Optimizer):
+    """Hands over rates and gradients; everything else is the library's."""
+
+    def __init__(self, settings: LibraryAdamW8bit, groups: list[Group], paged: bool) -> None:
+        super().__init__(groups)
+        for parameter in self.parameters:
+            check_float32(parameter)
+        self._groups = groups
+        self._library = _library().optim.AdamW8bit(
+            [{"params": g.parameters, "weight_decay": settings.weight_decay * g.decay} for g in groups],
+            betas=settings.betas,
+            eps=settings.eps,
+            min_8bit_size=settings.min_8bit_size,
+            is_paged=paged,
+        )
+        for i, group in enumerate(self._library.param_groups):  # now, so that a state can be loaded before any step
+            for j, parameter in enumerate(group["params"]):
+                self._library.init_state(group, parameter, i, j)
+
+    def step(self, lr: float) -> None:
+        self.require_gradients()
+        for group, theirs in zip(self._groups, self._library.param_groups, strict=True):
+            theirs["lr"] = lr * group.lr_scale
+        self._library.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        flat = {}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self._library.state[parameter].items():
+                flat[f"{i}.{name}"] = torch.as_tensor(value)
+        return flat
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        check_state(self.state_dict(), state)
+        for i, parameter in enumerate(self.parameters):
+            own = self._library.state[parameter]
+            for name, value in own.items():
+                if isinstance(value, Tensor):
+                    value.copy_(state[f"{i}.{name}"])
+                else:  # the count of steps
+                    own[name] = int(state[f"{i}.{name}"])
+
+
+def _library() -> Any:
+    try:
+        import bitsandbytes  # noqa: PLC0415  (a second, and only for these rows)
+    except ImportError:
+        raise SettingsError(
+            "optimizer: this is bitsandbytes' own, which is not installed. Install it "
+            "(pip install -c constraints.txt bitsandbytes), or use optimizer=adamw8bit or paged-adamw8bit."
+        ) from None
+    return bitsandbytes
