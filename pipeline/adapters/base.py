@@ -59,8 +59,13 @@ class AdapterLayer(nn.Module):
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is saved: the name in PEFT's format, and the parameter or a view of it that loading fills."""
+        """Return what is saved: the name in PEFT's format, and the parameter or what that format makes of it."""
         raise NotImplementedError
+
+    def fill(self, saved: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave, from any device; overridden where that is not the parameters themselves."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(saved[name])
 
 
 Layers = Mapping[Site, AdapterLayer]

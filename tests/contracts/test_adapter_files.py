@@ -101,9 +101,12 @@ def test_every_saved_tensor_counts(saved):
     base = tiny.base(Dense())
     before = tiny.logits_at(base, method, tiny.points(method)[-1])
     layer = next(iter(method.placed.values()))
-    for tensor in layer.tensors().values():
+    draw = torch.Generator().manual_seed(0)
+    for name in layer.tensors():
+        saved = {key: tensor.detach().clone() for key, tensor in layer.tensors().items()}
+        saved[name] += 0.5 * torch.randn(saved[name].shape, generator=draw)
         with torch.no_grad():
-            tensor.add_(0.5)
+            layer.fill(saved)
         method.refresh()
         after = tiny.logits_at(base, method, tiny.points(method)[-1])
         assert not torch.equal(after, before)
