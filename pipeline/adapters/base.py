@@ -19,7 +19,8 @@ from pipeline.core.settings import Settings, SettingsError
 from pipeline.core.site import Site
 from pipeline.core.update import Update
 
-Places = Mapping[Site, FrozenLinear]
+Places = Mapping[Site, nn.Module]
+"""What is frozen at every site: a FrozenLinear, or at a site of role norm the norm itself."""
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Roles = Annotated[tuple[Role, ...], Len(min_length=1)]
 Positive = Annotated[float, Gt(0)]
@@ -59,8 +60,13 @@ class AdapterLayer(nn.Module):
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is saved: the name in PEFT's format, and the parameter or a view of it that loading fills."""
+        """Return what is saved: the name in PEFT's format, and the parameter or what that format makes of it."""
         raise NotImplementedError
+
+    def fill(self, saved: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave, from any device; overridden where that is not the parameters themselves."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(saved[name])
 
 
 Layers = Mapping[Site, AdapterLayer]
@@ -101,6 +107,8 @@ class Method(nn.Module, Generic[S, L]):
     """What the adapted model computes before training, compared with the base, and why."""
     mergeable: ClassVar[tuple[bool, str]] = (True, "every layer is an update of its weight")
     graph_safe: ClassVar[tuple[bool, str]] = (True, "layers read device tensors only")
+    quantized_base: ClassVar[tuple[bool, str]] = (True, "the frozen weight is only read")
+    """Whether the base may be quantized, and why."""
 
     def __init__(self, settings: S, seed: int, total_steps: int) -> None:
         super().__init__()
@@ -117,7 +125,8 @@ class Method(nn.Module, Generic[S, L]):
         Raises:
             SettingsError: there is none.
         """
-        found = {site: frozen for site, frozen in places.items() if site.role in self.settings.roles}
+        roles = self.settings.roles
+        found = {s: frozen for s, frozen in places.items() if s.role in roles and isinstance(frozen, FrozenLinear)}
         if not found:
             there = ", ".join(sorted({site.role for site in places}))
             raise SettingsError(

@@ -22,6 +22,7 @@ from torch import Tensor
 from pipeline.adapters.base import Method
 from pipeline.core import records
 from pipeline.core.records import RecordError
+from pipeline.core.site import Site
 
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "pipeline.json"
 PEFT_VERSION = "0.21.2"
@@ -86,17 +87,19 @@ def fill(method: Method[Any, Any], path: Path) -> None:
     for key, tensor in own.items():
         if found[key].shape != tensor.shape:
             raise RecordError(f"{path}: {key} must be {tuple(tensor.shape)}, got {tuple(found[key].shape)}.")
-    for key, tensor in own.items():
-        tensor.copy_(found[key])
+    for site, layer in method.placed.items():
+        layer.fill({name: found[_key(site, name)] for name in layer.tensors()})
     method.refresh()
 
 
 def _tensors(method: Method[Any, Any]) -> dict[str, Tensor]:
     return {
-        f"base_model.model.{site.name}.{name}": tensor
-        for site, layer in method.placed.items()
-        for name, tensor in layer.tensors().items()
+        _key(site, name): tensor for site, layer in method.placed.items() for name, tensor in layer.tensors().items()
     }
+
+
+def _key(site: Site, name: str) -> str:
+    return f"base_model.model.{site.name}.{name}"
 
 
 def _peft_config(method: Method[Any, Any], base_name: str) -> dict[str, Any] | None:

@@ -3,7 +3,9 @@
 from pipeline.adapters import files
 from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core import records
+from pipeline.core.settings import SettingsError
 from pipeline.models.load import Base
+from pipeline.quantization.none import Dense
 
 
 def adapt(base: Base, adapter: AdapterSettings, seed: int, total_steps: int) -> Method:
@@ -14,9 +16,18 @@ def adapt(base: Base, adapter: AdapterSettings, seed: int, total_steps: int) -> 
         adapter: settings of the method.
         seed: of every draw that the method makes.
         total_steps: of the training, for methods that follow a schedule.
+
+    Raises:
+        SettingsError: the method does not go with this base.
     """
     method = adapter.method(seed=seed, total_steps=total_steps)
-    base.attach(method.place(base.frozen()))
+    allowed, reason = method.quantized_base
+    if not allowed and not isinstance(base.format, Dense):
+        raise SettingsError(
+            f"adapter: {adapter.label} needs a base that is not quantized, got {base.format.name}: {reason}. "
+            "Set quantization to none."
+        )
+    base.attach(method.place(base.offered()))
     return method
 
 

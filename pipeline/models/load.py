@@ -56,6 +56,10 @@ class Base:
         """Return what is frozen at each linear site."""
         return {site: place.frozen for site, place in self.places.items() if site.role in LINEAR_ROLES}  # type: ignore[misc]
 
+    def offered(self) -> dict[Site, nn.Module]:
+        """Return what is frozen at every site where a method may put a layer, norms included."""
+        return {site: place.frozen for site, place in self.places.items()}
+
     def attach(self, layers: Mapping[Site, nn.Module]) -> None:
         """Put these adapter layers on their sites, and nothing on all others."""
         self.detach()

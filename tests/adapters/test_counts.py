@@ -43,7 +43,7 @@ def test_counts_are_the_published_ones(name):
     hidden, inner, kv, layers, lora, oft = MODELS[name]
     for settings, expected in (
         (LoRA(rank=16, alpha=16.0, roles=LINEAR_ROLES), lora),
-        (OFT(block_size=32, terms=5, roles=LINEAR_ROLES), oft),
+        (OFT(block_size=32, terms=5, shared=False, roles=LINEAR_ROLES), oft),
     ):
         method = settings.method(seed=0, total_steps=1)
         method.place(one_block(hidden, inner, kv))

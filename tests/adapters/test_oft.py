@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.adapters.oft import OFT, cayley_neumann, orthogonality_error, skew
+from pipeline.adapters.cayley import cayley_neumann, orthogonality_error, skew
+from pipeline.adapters.oft import OFT
 from pipeline.adapters.turn import Turn
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import LINEAR_ROLES
@@ -17,7 +18,9 @@ EYE = torch.eye(C, dtype=torch.float64)
 
 def placed(seed=0, **other):
     base = tiny.base(Dense())
-    return base, tiny.place(OFT(**{"block_size": C, "terms": 5, "roles": LINEAR_ROLES} | other), base, seed)
+    return base, tiny.place(
+        OFT(**{"block_size": C, "terms": 5, "shared": False, "roles": LINEAR_ROLES} | other), base, seed
+    )
 
 
 def blocks(size, seed=0, n=3):
@@ -43,7 +46,7 @@ def test_series_is_the_paper_s(terms):
 def test_series_is_peft_s_at_the_terms_that_we_write(terms):
     rotation = pytest.importorskip("peft.tuners.oft.layer").OFTRotationModule(3, C * (C - 1) // 2, C, 3 * C)
     packed = 0.1 * torch.randn(3, C * (C - 1) // 2, dtype=torch.float64)
-    config = OFT(block_size=C, terms=terms, roles=("q",)).method(seed=0, total_steps=1).peft()
+    config = OFT(block_size=C, terms=terms, shared=False, roles=("q",)).method(seed=0, total_steps=1).peft()
     theirs = rotation._cayley_batch(packed, C, config["use_cayley_neumann"], config["num_cayley_neumann_terms"])
     torch.testing.assert_close(EYE + cayley_neumann(skew(packed, C), terms), theirs)
 

@@ -7,12 +7,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import Settings, build
 from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.models import sites
+from pipeline.models.adapt import adapt
 from pipeline.models.load import Base, Place
 from pipeline.optimizers.adamw import AdamW
 from pipeline.optimizers.base import Optimizer
@@ -82,9 +84,7 @@ def logits(on: Base) -> torch.Tensor:
 
 
 def place(adapter: AdapterSettings, on: Base, seed: int = 0) -> Method:
-    method = adapter.method(seed=seed, total_steps=TOTAL_STEPS)
-    on.attach(method.place(on.frozen()))
-    return method
+    return adapt(on, adapter, seed, TOTAL_STEPS)
 
 
 def points(method: Method) -> list[int | None]:
@@ -135,10 +135,14 @@ def shake(method: Method, seed: int = 0, size: float = 0.05) -> None:
 class Dense(FrozenLinear):
     """A frozen layer over a plain matrix."""
 
+    weight_OI: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight_OI.shape
-        self.weight_OI, self.bias = weight_OI, bias_O
+        self.register_buffer("weight_OI", weight_OI)
+        self.register_buffer("bias", bias_O)
 
     @property
     def device(self) -> torch.device:
@@ -146,6 +150,14 @@ class Dense(FrozenLinear):
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weight_OI.to(dtype or self.weight_OI.dtype)
+
+
+def frozen(site: Site, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """What may be frozen at a site, drawn."""
+    if site.role == "norm":
+        return LlamaRMSNorm(site.in_features).to(device, dtype)
+    weight_OI = torch.randn(site.out_features, site.in_features, device=device) / 8
+    return Dense(weight_OI.to(dtype), torch.randn(site.out_features, device=device).to(dtype))
 
 
 def merged(on: Base, layers: dict[Site, nn.Module]) -> Base:

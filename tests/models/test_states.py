@@ -14,7 +14,7 @@ IDS = torch.tensor([[1, 5, 9, 20, 3, 7]])
 ROLES = ("q", "v", "down")
 ADAPTERS = {
     "lora": LoRA(rank=4, alpha=8.0, roles=ROLES),
-    "oft": OFT(block_size=8, terms=5, roles=ROLES),
+    "oft": OFT(block_size=8, terms=5, shared=False, roles=ROLES),
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline.core.settings import SettingsError
 
 WRONG = {
-    "adapter=lroa": "adapter: there is no adapter 'lroa'. Did you mean 'lora'? Allowed: adalora, dylora,",
+    "adapter=lroa": "adapter: there is no adapter 'lroa'. Did you mean 'lora'? Allowed: ada",
     "adapter=oft": "adapter: got 'oft', but it is an axis of sweep 'default', now ['lora', 'dylora', ",
     "quantization=nf4": "Say sweep.quantization=[...] instead.",
     "adapter.rank=4": "adapter.rank: got 4, but it is an axis of sweep 'default', now [2, 8]; allowed: integers",
