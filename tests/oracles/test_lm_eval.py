@@ -35,7 +35,7 @@ pytestmark = [
 TASKS = Path(SPEC.origin).parent / "tasks" if SPEC and SPEC.origin else Path()
 CONF = Path(__file__).parents[2] / "conf" / "task"
 CONTEXT, WINDOW, NEW, ROWS = 2048, 48, 32, 60
-SAID = [" ####", " 7", " 12", " 18", " 1", " 99", ".", ",", "$", "-", " so", "Question:", "</s>", "\n"]
+SAID = [" ####", " 7", " 12", " 18", " 1", " 99", ".", "$", "Question:", "</s>"]
 """The tokens that the model may say."""
 HARNESS = """
 import json, sys
@@ -73,8 +73,8 @@ def test_every_reply_and_filtered_answer_is_lm_eval_s(compared, name):
         assert 100.0 * sample["exact_match"] == (value or 0.0)
     scored = [[rule.value(item, row["answer"]) or 0.0 for item, row in zip(ours["items"], ours["rows"], strict=True)]
               for rule in ours["task"].scoring]  # fmt: skip
-    assert {item["stop"] for item in ours["items"]} >= {"eos", "stop", "length"}, "an end that no reply came to"
     if name == "gsm8k":
+        assert {item["stop"] for item in ours["items"]} == {"eos", "stop", "length"}, "an end that no reply came to"
         assert 20 * ROWS < sum(scored[0]) < 80 * ROWS
         assert sum(one != other for one, other in zip(*scored, strict=True)) >= 10
 
@@ -141,7 +141,7 @@ def saved(folder: Path):
         quiet = torch.ones(built.get_vocab_size(), dtype=torch.bool)
         quiet[said] = False
         model.lm_head.weight[quiet] *= 0.05
-        model.lm_head.weight[2] *= 0.6  # EOS, or every reply is short
+        model.lm_head.weight[said[0]] *= 2.0  # or strict finds too little
     model.generation_config.update(do_sample=True, temperature=1.7, top_k=5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -158,11 +158,11 @@ def replies(name, model, tokenizer, train, asked):
 
 
 def answers(found):
-    """An answer for every row: what strict finds, what flexible finds, and something else, in turn."""
+    """An answer for every row: what strict finds, else what flexible finds; for every fourth, something else."""
     strict, flexible = found["task"].scoring
     for index, item in enumerate(found["items"]):
-        chosen = (strict.found, flexible.found, lambda _: "4")[index % 5 % 3]
-        yield f"So it is.\n#### {chosen(item['reply']) or 5}"
+        right = strict.found(item["reply"]) or flexible.found(item["reply"])
+        yield f"So it is.\n#### {4 if index % 4 == 3 else right or 5}"
 
 
 def pages(model, tokenizer):
