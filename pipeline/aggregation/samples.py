@@ -111,7 +111,7 @@ def _read(sweep: Sweep, subject: Subject, column: Column, states: dict[str, str]
     expected = subject.tasks[column.task]
     evaluated = sweep.fetch(expected["evaluate"], "evaluate").result
     scored = sweep.fetch(expected["score"], "score").result
-    if evaluated["kind"] != "greedy":
+    if evaluated["kind"] != "replies":
         return Answers({}, "")
     labels = scored["rules"][column.rule]["states"]
     items = [str(item) for item in scored["items"]]

@@ -1,13 +1,14 @@
-"""Greedy replies to the prompts of a task."""
+"""Replies to the prompts of a task."""
 
 import functools
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.settings import SettingsError
-from pipeline.steps.decode import DECODING, Reply, greedy
+from pipeline.steps.decode import DECODING, Reply, decode, highest
+from pipeline.steps.sample import Sampler
 from pipeline.steps.tokens import Tokenizer, prompt_ids
 from pipeline.tasks.base import Row, Task
-from pipeline.tasks.generation import Greedy
+from pipeline.tasks.generation import Replies, Sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,12 +26,12 @@ class Questions:
         Raises:
             SettingsError: a prompt and its reply do not fit into `context`, and the task does not count such rows.
         """
-        assert isinstance(task.generation, Greedy)
+        assert isinstance(task.generation, Replies)
         self.settings, self.tokenizer = task.generation, tokenizer
         eos = tokenizer.eos_token_id
         self.stop_ids: frozenset[int] = frozenset() if eos is None else frozenset([eos])
         self.names = [row["id"] for row in rows]
-        self.prompts = [prompt_ids(tokenizer, task.prompt(row)) for row in rows]
+        self.prompts = [prompt_ids(tokenizer, task.question(row)) for row in rows]
         room = context - self.settings.max_new_tokens
         self.too_long = {index for index, prompt in enumerate(self.prompts) if len(prompt) > room}
         if self.too_long and self.settings.too_long == "refuse":
@@ -48,7 +49,12 @@ class Questions:
 
     def decoding(self) -> dict[str, Any]:
         """Return every field that decides a reply and is no setting, for the record."""
-        return DECODING | {"stop_ids": sorted(self.stop_ids), "bos": self.tokenizer.bos_token_id}
+        sampler = self._sampler([])
+        return (
+            DECODING
+            | (sampler.decoding() if sampler else {})
+            | {"stop_ids": sorted(self.stop_ids), "bos": self.tokenizer.bos_token_id}
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what was counted, for the record."""
@@ -71,13 +77,21 @@ class Questions:
         ]
 
     def _ask(self, model: "PreTrainedModel", batch: list[int]) -> list[Reply]:
-        return greedy(
+        return decode(
             model,
             [self.prompts[index] for index in batch],
             max_new_tokens=self.settings.max_new_tokens,
             stop_ids=self.stop_ids,
             halted=self._halted if self.settings.stop else None,
+            choose=self._sampler([self.names[index] for index in batch]) or highest,
         )
+
+    def _sampler(self, names: list[str]) -> Sampler | None:
+        """Return what draws the replies to the rows `names`; None where nothing is drawn."""
+        asked = self.settings
+        if not isinstance(asked, Sampled):
+            return None
+        return Sampler(asked.temperature, asked.top_k, asked.top_p, asked.seed, names)
 
     def _halted(self, tokens: list[int]) -> bool:
         if not self._may_end(tokens[-1]):  # decoding every reply at every token would take a third of the time

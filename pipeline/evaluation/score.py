@@ -29,8 +29,12 @@ def scores(rules: Iterable[Rule], items: Mapping[str, list[Item]], references: M
 
 
 def _scored(rule: Rule, items: list[Item], references: Mapping[str, str]) -> dict[str, Any]:
-    values = [rule.value(item, references.get(item["item"], "")) for item in items]
-    per_item = [0.0 if value is None else value for value in values]
+    pairs = [(item, references.get(item["item"], "")) for item in items]
+    values = [rule.value(*pair) for pair in pairs]
+    weights = [rule.weight(*pair) for pair in pairs]
+    # An item's weight goes into its number, so that whoever resamples items takes plain means.
+    even = math.fsum(weights) / len(weights)
+    per_item = [0.0 if value is None else value * weight / even for value, weight in zip(values, weights, strict=True)]
     mean = math.fsum(per_item) / len(per_item)
     return {
         "score": math.exp(mean) if rule.aggregate == "exp-mean" else mean,

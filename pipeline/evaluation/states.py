@@ -11,7 +11,7 @@ from pipeline.evaluation.likelihood import Chunks
 from pipeline.models.load import Base
 from pipeline.models.states import Label, entered
 from pipeline.tasks.base import Row, Task
-from pipeline.tasks.generation import Greedy
+from pipeline.tasks.generation import Replies
 
 Items = list[dict[str, Any]]
 
@@ -61,7 +61,7 @@ def evaluate(
 
 def exam(task: Task, rows: list[Row], base: Base) -> Questions | Chunks:
     """Return what is asked in every state: the task's prompts, or its texts in chunks."""
-    kind = Questions if isinstance(task.generation, Greedy) else Chunks
+    kind = Questions if isinstance(task.generation, Replies) else Chunks
     return kind(task, rows, base.tokenizer, base.model.config.max_position_embeddings)
 
 

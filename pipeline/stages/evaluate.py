@@ -16,7 +16,8 @@ from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
 from pipeline.models.states import Label, labels
 from pipeline.tasks import rows
-from pipeline.tasks.base import Row, Task
+from pipeline.tasks.base import SHOTS, Row, Task
+from pipeline.tasks.generation import Replies
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -82,9 +83,12 @@ def _subject(
 
 
 def _asked(task: Task, manifest: Path) -> list[Row]:
-    """Return the rows to ask."""
+    """Return the rows to ask, each with the worked examples before it, if there are any."""
     assert task.generation is not None
     found = rows.split(manifest, task.generation.split)[: task.generation.limit]
     if not found:
         raise SettingsError(f"{task.name}: the {task.generation.split} split has no rows. Give it some in data.")
-    return found
+    if not (isinstance(task.generation, Replies) and task.generation.shots):
+        return found
+    before = task.generation.shots.texts(task, rows.train_file(manifest))
+    return [row | {SHOTS: next(before)} for row in found]

@@ -1,4 +1,4 @@
-"""Greedy decoding of many prompts at once, with a key-value cache: the arg max of the logits and nothing else.
+"""Decoding of many prompts at once, with a key-value cache: the arg max of the logits, or what a sampler draws.
 
 The model's generation_config is never read, so no default of a model file can turn sampling, a temperature or a
 repetition penalty on. Prompts are padded on the left, under an explicit mask and explicit positions; a row that has
@@ -25,7 +25,15 @@ DECODING = {
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
 }
-"""What `greedy` does, in transformers' words; evaluations store it."""
+"""What `decode` does with `highest`, in transformers' words; evaluations store it."""
+
+Choose = Callable[[Tensor, list[int], int], Tensor]
+"""(logits (B, V), the prompts that the rows belong to, place in the reply) -> tokens (B,)."""
+
+
+def highest(logits_BV: Tensor, rows: list[int], place: int) -> Tensor:
+    """Return the most probable token of every row."""
+    return logits_BV.max(dim=-1).indices
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,14 @@ class Reply:
 
 
 @torch.no_grad()
-def greedy(
+def decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
     halted: Callable[[list[int]], bool] | None = None,
+    choose: Choose = highest,
 ) -> list[Reply]:
     """Decode all `prompts` (token ids, none empty) as one batch.
 
@@ -54,6 +63,7 @@ def greedy(
         max_new_tokens: most tokens of one reply.
         stop_ids: tokens that end a reply.
         halted: says of the tokens of a reply whether it has come to its end (stop strings).
+        choose: takes the next token of every row.
 
     Returns:
         One reply for each prompt, in their order.
@@ -70,14 +80,15 @@ def greedy(
     replies: list[list[int]] = [[] for _ in prompts]
     stops = ["length"] * len(prompts)
     rows = list(range(len(prompts)))
-    for _ in range(max_new_tokens):
+    for place in range(max_new_tokens):
         output = model(
             input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT,
             past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
-        highest_BT, tokens_BT = output.logits[:, -1:].max(dim=-1)
-        if not bool(highest_BT.isfinite().all()):
+        logits_BV = output.logits[:, -1]
+        if not bool(logits_BV.max(dim=-1).values.isfinite().all()):
             raise FloatingPointError("the model's logits are not finite")
+        tokens_BT = choose(logits_BV, rows, place)[:, None]
         for row, token in zip(rows, tokens_BT[:, 0].tolist(), strict=True):
             replies[row].append(token)
             if token in stop_ids:

@@ -14,6 +14,12 @@ from pipeline.core.settings import BUILT, Built, Settings
 Row = dict[str, str]
 """Columns of one row by name; every row has an `id`."""
 
+REFERENCES = "\x1e"
+"""Stands between the references of a row that has several: ASCII's record separator, which no text holds."""
+
+SHOTS = "shots"
+"""The column that holds what stands before a row's prompt, where a generation has worked examples."""
+
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
@@ -49,7 +55,7 @@ class DataSource(Settings, ABC):
         """
 
     def paths(self) -> list[Path]:
-        """Return the files that are read."""
+        """Return the files that are read and that no revision pins: their contents decide the rows."""
         return []
 
 
@@ -77,6 +83,10 @@ class Rule(Settings, ABC):
     @abstractmethod
     def id(self) -> str:
         """The rule's name in records and tables."""
+
+    def weight(self, item: dict[str, Any], reference: str) -> float:
+        """Return how much the item counts in the mean."""
+        return 1.0
 
     @abstractmethod
     def value(self, item: dict[str, Any], reference: str) -> float | None:
@@ -108,6 +118,10 @@ class Task(Settings, ABC):
     @abstractmethod
     def reference(self, row: Row) -> str:
         """Return what scoring rules compare with."""
+
+    def question(self, row: Row) -> str:
+        """Return all that the model reads in an evaluation: the worked examples, if any, and the prompt."""
+        return row.get(SHOTS, "") + self.prompt(row)
 
     @model_validator(mode="after")
     def _columns_fit(self) -> "Task":

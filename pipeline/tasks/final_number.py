@@ -1,9 +1,11 @@
-"""Scoring of word problems as lm-eval's `gsm8k` (version 3) does: strict after ####, flexible the last number.
+"""Scoring of word problems as lm-eval's `gsm8k` and `gsm8k_cot` (version 3) do.
+
+Strict takes the number after `#### ` or `The answer is `, flexible the last number.
 
 Both sides lose commas, dollar signs, everything up to `#### ` and one final period, ignoring case; then they must be
 equal as text, so that 3.50 is not 3.5. Two known faults are kept, for a number's meaning is its protocol: strict takes
 the first match, which punishes a model that goes on to further questions, and flexible can match a lone `...`.
-https://github.com/EleutherAI/lm-evaluation-harness/blob/main/lm_eval/tasks/gsm8k/gsm8k.yaml
+https://github.com/EleutherAI/lm-evaluation-harness/tree/main/lm_eval/tasks/gsm8k
 """
 
 import re
@@ -12,12 +14,13 @@ from typing import Any, ClassVar, Literal
 from pipeline.tasks.base import Rule
 
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+ANSWER_IS = re.compile(r"The answer is (\-?[0-9\.\,]+).")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 IGNORED = [re.compile(pattern) for pattern in (r",", r"\$", r"(?s).*#### ", r"\.$")]
 
 
 class _FinalNumber(Rule):
-    reads: ClassVar[str] = "greedy"
+    reads: ClassVar[str] = "replies"
     unit: ClassVar[str] = "%"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
@@ -39,6 +42,18 @@ class Strict(_FinalNumber):
 
     def found(self, reply: str) -> str | None:
         match = STRICT.search(reply)
+        return match and match[1].strip()
+
+
+class AnswerIs(_FinalNumber):
+    """The first number after `The answer is `, of which lm-eval leaves the last character out if nothing follows."""
+
+    @property
+    def id(self) -> str:
+        return "gsm8k-cot-strict"
+
+    def found(self, reply: str) -> str | None:
+        match = ANSWER_IS.search(reply)
         return match and match[1].strip()
 
 

@@ -1,22 +1,43 @@
-"""The two ways to ask a model: greedy replies, and the log-likelihood of text."""
+"""The ways to ask a model: replies, greedy or sampled, and the log-likelihood of text."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.core.settings import BUILT
 from pipeline.tasks.base import Generation
+from pipeline.tasks.shots import Shots
 
 
-class Greedy(Generation):
-    """The most probable token after the other, from BOS and the prompt on, to EOS, a stop string or the limit."""
+class Replies(Generation):
+    """A reply to every prompt, from BOS and the prompt on, to EOS, a stop string or the limit."""
 
-    kind: ClassVar[str] = "greedy"
+    kind: ClassVar[str] = "replies"
 
     max_new_tokens: int = Field(ge=1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(description="strings that end a reply and are cut")
     too_long: Literal["refuse", "count"] = Field(
         description="a prompt that leaves no room for max_new_tokens: stop with its name, or count it as a failed item"
     )
+    shots: Annotated[Shots | None, BUILT] = Field(default=None, description="worked examples before the prompt")
+
+
+class Greedy(Replies):
+    """The most probable token after the other."""
+
+
+class Sampled(Replies):
+    """Tokens drawn as transformers does: temperature, then `top_k`, then `top_p`.
+
+    Each draw is a function of (seed, row, place in the reply): a reply repeats whatever else is asked. It repeats bit
+    for bit where the logits do, hence for one device, dtype and batch size. It is not the reply that transformers would
+    draw with this seed, for transformers draws for a whole batch from one generator of the device.
+    """
+
+    temperature: float = Field(gt=0)
+    top_k: int = Field(ge=1)
+    top_p: float = Field(gt=0, le=1)
+    seed: int = Field(ge=0)
 
 
 class Likelihood(Generation):
@@ -30,3 +51,28 @@ class Likelihood(Generation):
 
     context: int = Field(ge=2, description="tokens of a chunk")
     separator: str = Field(description="stands between two texts")
+
+
+class LineBlocks(Generation):
+    """Log-likelihood of texts tokenized one by one, in blocks of `context` tokens: transformers' example run_clm.py.
+
+    Each text gets the special tokens that its tokenizer adds (Llama's: a BOS a line). The tokens of `lines` texts are
+    joined and cut, and what is left after their last whole block is dropped, as `datasets.map` does with its batches.
+    """
+
+    kind: ClassVar[str] = "likelihood"
+
+    context: int = Field(ge=2, description="tokens of a block")
+    lines: int = Field(ge=1, description="texts that are joined; 1000 is the batch of datasets.map")
+
+
+class Rolling(Generation):
+    """Log-likelihood of every text, in windows of `context` tokens: lm-eval's loglikelihood_rolling.
+
+    Every token is scored once, the first after BOS (EOS where there is none). A window is read after the one token
+    before it; the last window starts earlier, so that it is full, and only its new tokens are scored.
+    """
+
+    kind: ClassVar[str] = "text-likelihood"
+
+    context: int = Field(ge=1, description="tokens that the model reads at once; lm-eval's is the model's own maximum")

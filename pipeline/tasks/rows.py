@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import records
-from pipeline.tasks.base import Row
+from pipeline.tasks.base import SPLITS, Row
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
@@ -31,3 +31,10 @@ def split(manifest: Path, name: str) -> list[Row]:
     """Return the rows of one split of a prepared data folder, named by its manifest."""
     kept = records.read(manifest, "prepare_data").result["splits"][name]
     return read(manifest.parent / kept["file"], kept["sha256"])
+
+
+def train_file(manifest: Path) -> list[Row]:
+    """Return the rows of train's own file in its order, those that were carved out for dev and test included."""
+    every = [row for name in SPLITS for row in split(manifest, name)]
+    own = [row for row in every if row["id"].startswith("train-")]
+    return sorted(own, key=lambda row: int(row["id"].removeprefix("train-")))

@@ -1,8 +1,8 @@
-"""Summarization: a document and one reference summary."""
+"""Summarization: a document and its reference summaries, of which the first is trained on."""
 
 from typing import ClassVar
 
-from pipeline.tasks.base import Row, Task
+from pipeline.tasks.base import REFERENCES, Row, Task
 from pipeline.tasks.prompts import document_summary
 
 
@@ -19,7 +19,7 @@ class Summarization(Task):
         return document_summary(row["document"])
 
     def answer(self, row: Row) -> str:
-        return f" {row['summary']}"
+        return f" {row['summary'].split(REFERENCES)[0]}"
 
     def reference(self, row: Row) -> str:
         return row["summary"]

@@ -225,7 +225,7 @@ class Maker:
             records.write_atomic(self.results / f"{stem}.jsonl", text)
         evaluated = failed or {
             "task": task, "generation": {"id": generation, "split": "test", "max_new_tokens": 48},
-            "kind": "likelihood" if likelihood else "greedy", "n": n, "skipped": skipped, "states": {},
+            "kind": "likelihood" if likelihood else "replies", "n": n, "skipped": skipped, "states": {},
             "items_sha256": None if likelihood else records.file_sha256(self.results / f"{stem}.jsonl"),
         }  # fmt: skip
         result = failed or {"task": task, "generation_id": generation, "items": items, "rules": rules}

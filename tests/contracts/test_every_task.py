@@ -62,7 +62,7 @@ def test_every_column_of_the_example_is_used(task: Task):
 def test_every_rule_prefers_the_right_answer(task: Task):
     assert task.generation is not None
     for rule in task.scoring:
-        if task.generation.kind == "greedy":
+        if task.generation.kind == "replies":
             right, wrong = {"reply": task.answer(task.example)}, {"reply": " none of that 7"}
         else:
             right, wrong = ({"log_likelihood": one, "tokens": 9} for one in (-1.0, -2.0))
@@ -76,7 +76,7 @@ def test_every_rule_prefers_the_right_answer(task: Task):
 
 def test_an_empty_reply_is_a_failure_for_every_rule(task: Task):
     assert task.generation is not None
-    if task.generation.kind == "greedy":
+    if task.generation.kind == "replies":
         assert [rule.value({"reply": ""}, task.reference(task.example)) for rule in task.scoring] == [None] * len(
             task.scoring
         )

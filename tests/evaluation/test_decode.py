@@ -13,7 +13,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pipeline.steps.decode import greedy
+from pipeline.steps.decode import decode
 
 VOCABULARY = 101
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -62,8 +62,8 @@ def theirs(model, prompt, count):
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(model, prompts):
-    together = greedy(model, prompts, max_new_tokens=12, stop_ids=frozenset())
-    alone = [greedy(model, [prompt], max_new_tokens=12, stop_ids=frozenset())[0] for prompt in prompts]
+    together = decode(model, prompts, max_new_tokens=12, stop_ids=frozenset())
+    alone = [decode(model, [prompt], max_new_tokens=12, stop_ids=frozenset())[0] for prompt in prompts]
     assert together == alone
     assert [reply.tokens for reply in together] == [theirs(model, prompt, 12) for prompt in prompts]
     assert {reply.stop for reply in together} == {"length"}
@@ -71,9 +71,9 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model, prompts):
 
 
 def test_rows_that_end_early_leave_the_others_as_they_were(model, prompts):
-    whole = greedy(model, prompts, max_new_tokens=12, stop_ids=frozenset())
+    whole = decode(model, prompts, max_new_tokens=12, stop_ids=frozenset())
     ends = frozenset(reply.tokens[n] for n, reply in enumerate(whole[:3], start=1))
-    cut = greedy(model, prompts, max_new_tokens=12, stop_ids=ends)
+    cut = decode(model, prompts, max_new_tokens=12, stop_ids=ends)
     for before, after in zip(whole, cut, strict=True):
         first = next((n for n, token in enumerate(before.tokens) if token in ends), None)
         assert after.stop == ("length" if first is None else "eos")
@@ -84,7 +84,7 @@ def test_rows_that_end_early_leave_the_others_as_they_were(model, prompts):
 def test_the_generation_config_is_never_asked(prompts):
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
-    plain = greedy(model, prompts, max_new_tokens=8, stop_ids=frozenset())
+    plain = decode(model, prompts, max_new_tokens=8, stop_ids=frozenset())
     model.generation_config.update(
         do_sample=True,
         temperature=5.0,
@@ -93,13 +93,13 @@ def test_the_generation_config_is_never_asked(prompts):
         min_new_tokens=1,
         eos_token_id=plain[0].tokens[1],
     )
-    assert greedy(model, prompts, max_new_tokens=8, stop_ids=frozenset()) == plain
+    assert decode(model, prompts, max_new_tokens=8, stop_ids=frozenset()) == plain
 
 
 def test_a_reply_can_be_halted():
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
-    replies = greedy(
+    replies = decode(
         model, [[3, 4], [5]], max_new_tokens=6, stop_ids=frozenset(), halted=lambda tokens: len(tokens) == 2
     )
     assert [(len(reply.tokens), reply.stop) for reply in replies] == [(2, "stop"), (2, "stop")]
@@ -110,4 +110,4 @@ def test_logits_that_are_no_numbers_are_an_error():
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
-        greedy(model, [[3, 4]], max_new_tokens=2, stop_ids=frozenset())
+        decode(model, [[3, 4]], max_new_tokens=2, stop_ids=frozenset())

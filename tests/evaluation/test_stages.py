@@ -282,7 +282,7 @@ def test_aggregates():
 
 
 def test_a_rule_that_reads_other_items_is_refused():
-    with pytest.raises(SettingsError, match="perplexity reads the items of a likelihood generation, got a greedy one"):
+    with pytest.raises(SettingsError, match="perplexity reads the items of a likelihood generation, got a replies one"):
         build(WORDS | {"scoring": [{"_target_": "pipeline.tasks.perplexity.Perplexity"}]}, "task.own")
     with pytest.raises(SettingsError, match="may be named once"):
         build(WORDS | {"scoring": SCORING[:1] * 2}, "task.own")

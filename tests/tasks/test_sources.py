@@ -126,7 +126,7 @@ def test_carving_is_a_function_of_the_row_alone(tmp_path):
         ({"key": "Frage"}, "key must be one of columns"),
         ({"carve": {"test": 0.1}}, "has a file of its own"),
         ({"carve": {"dev": 1.0}}, "less than 1"),
-        ({"files": {"train": "rows.txt"}}, "must end in"),
+        ({"files": {"train": "rows.xml"}}, "must end in"),
         ({"files": {"tests": "rows.csv"}}, "tests"),
     ],
 )
