@@ -210,9 +210,20 @@ def spike(settings, cap_bytes=None):
     return losses, torch.cuda.max_memory_allocated(), about, failed
 
 
+@pytest.fixture
+def tight_allocator():
+    """A cap counts what the allocator has reserved: without gaps between blocks that is what is allocated."""
+    torch.cuda.empty_cache()
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    yield
+    torch.cuda.empty_cache()
+    torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+
+
+@pytest.mark.usefixtures("tight_allocator")
 @pytest.mark.parametrize("bits", [32, 8])
 def test_a_long_batch_kills_the_unpaged_run_and_not_the_paged_one(bits, measured):
-    """Peaks are measured first without a cap; it lies an eighth of their difference below that of the unpaged run."""
+    """Peaks are measured first without a cap; it lies a quarter of their difference below that of the unpaged run."""
     budget = IN_FLIGHT * (WIDE if bits == 32 else NARROW).page_bytes
     plain = AdamW(**SAID) if bits == 32 else AdamW8bit(**SAID, **EIGHT)
     pages = PagedAdamW(**SAID, budget_bytes=budget)
@@ -221,7 +232,7 @@ def test_a_long_batch_kills_the_unpaged_run_and_not_the_paged_one(bits, measured
     losses, peak, _, _ = spike(plain)
     free_losses, paged_peak, _, _ = spike(pages)
     assert free_losses == losses
-    cap = peak - (peak - paged_peak) // 8
+    cap = peak - (peak - paged_peak) // 4
     killed_losses, _, _, killed = spike(plain, cap)
     kept_losses, kept_peak, about, failed = spike(pages, cap)
     measured |= {"peak_bytes": peak, "paged_peak_bytes": kept_peak, "cap_bytes": cap, "losses": kept_losses} | about
