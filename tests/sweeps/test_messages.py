@@ -24,7 +24,7 @@ WRONG = {
     "training.schedule.shap=cosine": "training.schedule.shap: there is no such setting. Did you mean 'shape'?",
     "training.steps.x=1": "training.steps.x: training.steps is one value, ",
     "training.steps=1,2": "training.steps: got several values",
-    "training.task=gsm8k": "training.task: there is no task 'gsm8k'. Did you mean 'gsm8k-demo'?",
+    "training.task=gsm8k-dem": "training.task: there is no task 'gsm8k-dem'. Did you mean 'gsm8k-demo'?",
     "+training.steps=1": "Write key=value without + or ~.",
     "training.steps": "training.steps: cannot be read",
     "sweep.rank=[4": "sweep.rank=[4: cannot be read",
