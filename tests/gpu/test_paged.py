@@ -210,17 +210,6 @@ def spike(settings, cap_bytes=None):
     return losses, torch.cuda.max_memory_allocated(), about, failed
 
 
-@pytest.fixture
-def tight_allocator():
-    """A cap counts what the allocator has reserved: without gaps between blocks that is what is allocated."""
-    torch.cuda.empty_cache()
-    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
-    yield
-    torch.cuda.empty_cache()
-    torch.cuda.memory._set_allocator_settings("expandable_segments:False")
-
-
-@pytest.mark.usefixtures("tight_allocator")
 @pytest.mark.parametrize("bits", [32, 8])
 def test_a_long_batch_kills_the_unpaged_run_and_not_the_paged_one(bits, measured):
     """Peaks are measured first without a cap; it lies a quarter of their difference below that of the unpaged run."""
