@@ -16,7 +16,7 @@ CUDA = torch.device("cuda")
 
 def goes_with(path, name):
     """Say whether the method of `path` trains on a base of this format; a few need unquantized weights."""
-    return name == "none" or tiny.settings(path).method(seed=0, total_steps=1).quantized_base[0]
+    return name == "none" or tiny.settings(path).method(seed=0, total_steps=tiny.TOTAL_STEPS).quantized_base[0]
 
 
 PAIRS = [pytest.param(p, f, id=f"{p.stem}-{f}") for p in tiny.ADAPTERS for f in FORMATS if goes_with(p, f)]
