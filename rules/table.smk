@@ -6,6 +6,7 @@ rule plan:
         "results/tables/{table}/logs/plan.log",
     conda:
         "../environment.yml"
+    priority: 1000  # first: a partial table, and gc, know the sweep by it
     params:
         cfg=PLAN.plan_cfg,
         expected=str(PLAN.expected_file),

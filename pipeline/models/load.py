@@ -6,7 +6,7 @@ Letters: B batch, T time, D hidden width, V vocabulary.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,18 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     if made.result["files"]:
         quantized, rest = files.read(base.parent / "base", format_, linears)
     else:
-        quantized = {name: format_.quantize(weights.tensor(f"{name}.weight").to(DTYPES[dtype])) for name in linears}
+        quantized = {name: _dense(format_, weights.tensor(f"{name}.weight"), DTYPES[dtype]) for name in linears}
         skip = {f"{name}.weight" for name in linears}
         rest = {name: weights.tensor(name) for name in weights.names() if name not in skip}
     places = _fill(empty, found, quantized, rest, format_, DTYPES[dtype])
     empty.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Base(empty, tokenizer, format_, places, weights, DTYPES[dtype], torch.device(device))
+
+
+def _dense(format_: Format, weight_OI: Tensor, compute: torch.dtype) -> QuantizedWeight:
+    """Return a dense weight in the compute dtype, so that no pass casts it; merged states keep to the stored dtype."""
+    return replace(format_.quantize(weight_OI.to(compute)), dtype=weight_OI.dtype)
 
 
 def check_files(record: records.Record, folder: Path) -> None:

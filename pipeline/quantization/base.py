@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pipeline.core.frozen import FrozenLinear
-from pipeline.core.settings import Settings
+from pipeline.core.settings import Settings, SettingsError
 from pipeline.core.update import Update
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class QuantizationError(ValueError):
+class QuantizationError(SettingsError):
     """A weight or a stored weight cannot be used. The message says which property is wrong and what is allowed."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.records import file_sha256, write_atomic
-from pipeline.core.settings import build, canonical, digest
+from pipeline.core.settings import SettingsError, build, canonical, digest
 from pipeline.sweeps.closure import digest as code_digest
 from pipeline.sweeps.closure import modules, targets
 
@@ -61,7 +61,10 @@ class Checks:
 
     def sha256(self, path: str) -> str:
         """Return the SHA-256 of a local file, read once for each size and time of change."""
-        stat = Path(path).stat()
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            raise SettingsError(f"{path}: a data source names this file, and it cannot be read ({error}).") from None
         key = f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns}"
         if key not in self._known:
             self._known[key] = file_sha256(Path(path))

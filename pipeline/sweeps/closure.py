@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 DATA = (".html", ".css", ".js")
 """What a module may have beside it, under its own name, and counts as part of it."""
 REMEMBERED = 500
-NAMED = re.compile(rf'"{TARGET}":"([a-z0-9_.]+)\.\w+"')
+NAMED = re.compile(rf'"{TARGET}":"([\w.]+)\.\w+"')
 
 
 @dataclass(frozen=True)

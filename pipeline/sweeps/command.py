@@ -152,10 +152,10 @@ def _with(folder: Path, tables: dict[str, set[str]]) -> list[str]:
 
 
 def _paths(node: object) -> Iterable[str]:
-    """Yield every `path` at any depth."""
+    """Yield every `path` at any depth but in settings, where it is a path of the user's own."""
     if isinstance(node, dict):
         yield from ([node["path"]] if isinstance(node.get("path"), str) else [])
-        node = list(node.values())
+        node = [value for key, value in node.items() if key != "settings"]
     if isinstance(node, list):
         for value in node:
             yield from _paths(value)

@@ -1,5 +1,6 @@
 """Composes conf/ with Hydra, once per choice of files (0.1 s each), into plain nodes; and sets single keys in them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -116,8 +117,17 @@ def parsed(texts: tuple[str, ...]) -> list[Override]:
         if one.type is None or one.type.name != "CHANGE":
             raise SettingsError(f"{key}: got {text!r}. Write key=value without + or ~.")
         _known_group(key)
+        _finite(key, one.value())
         found.append(Override(key, one.value(), text))
     return found
+
+
+def _finite(key: str, value: object) -> None:
+    """Refuse numbers that no setting can mean, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{key}: must be a finite number, got {value}.")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _finite(key, inner)
 
 
 def _known_group(key: str) -> None:

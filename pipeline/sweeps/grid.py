@@ -198,6 +198,9 @@ class _Expansion:
         for key, value in given.items():
             settings = put(settings, key.split("."), value, key)
         settings = resolved(settings)
+        seed = settings["seed"]
+        if type(seed) is not int or seed < 0:
+            raise SettingsError(f"seed: must be a whole number of at least 0, got {seed!r}.")
         checked = {axis: _checked(self.checks, settings[axis], axis) for axis in CHOICES}
         return Point(
             choices=choices,

@@ -20,6 +20,8 @@ def has(node: Mapping[str, Any], path: list[str]) -> bool:
 
 def put(node: Node, path: list[str], value: object, key: str) -> Node:
     """Return `node` with `value` at `path`, sharing all that did not change. `key` is what the user wrote."""
+    if not path:
+        raise SettingsError(f"{key}: is a group of settings, got {value!r}. Name one of them: {key}.<setting>=...")
     head, *rest = path
     if not rest:
         return node | {head: copy.deepcopy(value)}

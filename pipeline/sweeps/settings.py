@@ -48,6 +48,14 @@ class Sweep(Settings):
             raise ValueError(f"{twice[0]!r} stands there twice, and two points of a sweep cannot have one name")
         return values
 
+    @field_validator("axes")
+    @classmethod
+    def _dotted(cls, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if wrong := [key for key in axes if "." not in key]:
+            raise ValueError(f"{wrong[0]!r} must be a dotted key such as training.learning_rate; seed, rank and the "
+                             f"like are lists of the sweep itself: sweep.{wrong[0]}=[...]")  # fmt: skip
+        return axes
+
     def grids(self) -> list[dict[str, list[Any]]]:
         """Return the sweep's grid and one more for each entry of `include`: axis or dotted key -> values."""
         own = {axis: getattr(self, axis) for axis in self.named} | self.axes
@@ -81,6 +89,8 @@ class Request(Settings):
 
 def split(given: str | list[str] | tuple[str, ...]) -> list[str]:
     """Split `a=1 b=[2, 3]` at the spaces outside of brackets and quotes."""
+    if not isinstance(given, str | list | tuple):
+        raise SettingsError(f"overrides: must be text such as 'training.steps=100', got {given!r}.")
     text = given if isinstance(given, str) else " ".join(map(str, given))
     words, depth, quote = [""], 0, ""
     for char in text:

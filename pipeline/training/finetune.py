@@ -1,5 +1,6 @@
 """One fine-tune: a base, a method, rows of one task."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,6 +65,8 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
     dev_loss = None
     if dev.rows and not outcome.reason:
         dev_loss = mean_loss(base.model, batches.parts(dev.rows, kept.micro_batch_size, pad, base.device))
+        if not math.isfinite(dev_loss):  # the last update blew up, after the last loss was taken
+            outcome.reason, dev_loss = f"dev loss {dev_loss} after the last step", None
     sizes = {
         "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "parameters_at": {str(at): _elements(method, at) for at in method.points},

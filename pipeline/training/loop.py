@@ -48,7 +48,7 @@ def train(run: Run) -> Outcome:
         point = one_step(run, step)
         outcome.curve.append(point)
         run.report(point)
-        if reason := _diverged(outcome.curve, run.settings.divergence_factor):
+        if reason := _diverged(outcome.curve, run.settings):
             outcome.reason = reason
             break
         if (step + 1) % run.settings.checkpoint_every == 0 and step + 1 < run.settings.steps:
@@ -77,15 +77,15 @@ def one_step(run: Run, step: int) -> dict[str, Any]:
     return {"step": step, "loss": total, "learning_rate": rate, "grad_norm": norm, "labelled_tokens": labelled}
 
 
-def _diverged(curve: list[dict[str, Any]], factor: float) -> str | None:
-    last = curve[-1]
+def _diverged(curve: list[dict[str, Any]], settings: Training) -> str | None:
+    last, factor = curve[-1], settings.divergence_factor
     if not (math.isfinite(last["loss"]) and math.isfinite(last["grad_norm"])):
         reason = f"loss {last['loss']}, gradient norm {last['grad_norm']} at step {last['step']}"
         last |= {key: None for key in ("loss", "grad_norm") if not math.isfinite(last[key])}  # JSON has no NaN
         return reason
     recent = [point["loss"] for point in curve[-WINDOW:]]
     mean, first = sum(recent) / len(recent), curve[0]["loss"]
-    if len(recent) == WINDOW and mean > factor * first:
-        steps = f"steps {last['step'] - WINDOW + 1} to {last['step']}"
+    if len(recent) == min(WINDOW, settings.steps) and mean > factor * first:
+        steps = f"steps {last['step'] - len(recent) + 1} to {last['step']}"
         return f"mean loss {mean:.3g} of {steps} is above {factor:g} times the first, {first:.3g}"
     return None

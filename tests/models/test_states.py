@@ -91,3 +91,14 @@ def test_states_that_cannot_be_built_are_skipped_with_the_reason(prepared, adapt
     assert set(skipped) == {"merged-dequantized", "requantized-original", "requantized-dequantized"}
     with pytest.raises(SettingsError, match="Did you mean 'trained'"):
         labels(["traind"], method, dense)
+
+
+def test_merged_weights_do_not_depend_on_the_compute_dtype(prepared):
+    _, manifest, plain = prepared("qwen2", True, "none")
+    digests = set()
+    for dtype in ("fp32", "bf16"):
+        base = load_base(manifest, plain, device="cpu", dtype=dtype)
+        method = adapt(base, ADAPTERS["lora"], seed=0, total_steps=1)
+        with entered(base, method, Label("merged-original")) as digest:
+            digests.add(digest)
+    assert len(digests) == 1

