@@ -9,6 +9,7 @@ from pipeline.aggregation.files import NAMES, write_figures, write_report, write
 from pipeline.aggregation.rows import collect
 from pipeline.aggregation.sweep import load
 from pipeline.core.records import RecordError
+from pipeline.core.settings import SettingsError
 
 INCOMPLETE = 3
 """Exit status where records are missing and --partial was not given."""
@@ -20,7 +21,14 @@ def main(argv: list[str]) -> int:
     An incomplete table goes to `partial/` beside the complete one, so that neither can be taken for the other.
     """
     given = _parser().parse_args(argv)
-    complete = [_rebuild(plan) for plan in _plans(given.results, given.sweep)]
+    complete, failed = [], []
+    for plan in _plans(given.results, given.sweep):
+        try:
+            complete.append(_rebuild(plan))
+        except (RecordError, SettingsError) as error:  # the other sweeps of the folder are still rebuilt
+            failed.append(f"{plan.parent.name}: {error}")
+    if failed:
+        raise RecordError("\n".join(failed))
     return 0 if all(complete) or given.partial else INCOMPLETE
 
 

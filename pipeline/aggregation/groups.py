@@ -52,9 +52,10 @@ class Group:
         return self.runs[0].subject.group + ("" if self.rank is None else f"@r{self.rank}")
 
     @property
-    def footing(self) -> tuple[str, str]:
+    def footing(self) -> str | tuple[str, str]:
         """Return what the line has in common with the base that it is compared with."""
-        return self.model, self.runs[0].subject.quantization
+        subject = self.runs[0].subject
+        return subject.base or (subject.model, subject.quantization)
 
 
 def grouped(evidence: list[Evidence]) -> list[Group]:

@@ -65,7 +65,8 @@ class Evidence:
 def collect(sweep: Sweep) -> list[Evidence]:
     """Read every record of a sweep, bases first, in the order of the plan."""
     names = variants(sweep.runs)
-    bases = [_base(sweep, base) for base in sweep.bases]
+    told_apart = variants(sweep.bases)
+    bases = [_base(sweep, base, told_apart[base.group]) for base in sweep.bases]
     return bases + [_run(sweep, run, names[run.group]) for run in sweep.runs]
 
 
@@ -76,8 +77,8 @@ def missing(evidence: list[Evidence]) -> list[str]:
     ]
 
 
-def _base(sweep: Sweep, subject: Subject) -> Evidence:
-    evidence = Evidence(subject, "")
+def _base(sweep: Sweep, subject: Subject, variant: str) -> Evidence:
+    evidence = Evidence(subject, variant)
     for task in sweep.tasks:
         _score(sweep, evidence, task)
     return evidence

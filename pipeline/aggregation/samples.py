@@ -100,7 +100,8 @@ def _answers(sweep: Sweep, comparison: Comparison, column: Column, line: Line) -
     run = next(one for one in sweep.runs if one.folder in line.folders and str(one.seed) == _seed(line, column))
     at = "" if line.rank is None else f"@r{line.rank}"
     answers = _read(sweep, run, column, {state + at: state for state in comparison.states})
-    base = next((b for b in sweep.bases if (b.model, b.quantization) == (line.model, line.quantization)), None)
+    footing = (run.base, run.model, run.quantization)
+    base = next((b for b in sweep.bases if (b.base, b.model, b.quantization) == footing), None)
     if base is not None:
         answers.by_state.update(_read(sweep, base, column, {"base": "base"}).by_state)
     return answers

@@ -41,6 +41,7 @@ class Subject:
     adapter_label: str | None = None
     size: tuple[str, int] | None = None
     seed: int | None = None
+    base: str | None = None  # the folder of the base that it stands on; of a base, its own
     settings: dict[str, Any] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
 
@@ -48,7 +49,8 @@ class Subject:
     def group(self) -> str:
         """What the runs of one line of the table share: everything but the seed."""
         apart_from_seed = {k: v for k, v in self.settings.items() if k != "seed"}
-        return digest([self.model, self.quantization, self.adapter, self.size, apart_from_seed], 16)
+        own = [self.base] if self.adapter is None else []
+        return digest([self.model, self.quantization, self.adapter, self.size, apart_from_seed, *own], 16)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+REMAKE = (
+    "To make it anew, delete the record that names it (manifest.json, train.json or the task's .json in the same folder "
+    "or the one above) and run the workflow again."
+)
+
+
 def check_sha256(path: Path, expected: str) -> None:
     """Refuse a file that is missing or whose bytes are not the recorded ones.
 
@@ -146,10 +152,7 @@ def check_sha256(path: Path, expected: str) -> None:
         RecordError: names the file, both hashes and what to do.
     """
     if not path.is_file():
-        raise RecordError(f"{path}: the file is missing. Run the workflow again to make it anew.")
+        raise RecordError(f"{path}: the file is missing. {REMAKE}")
     got = file_sha256(path)
     if got != expected:
-        raise RecordError(
-            f"{path}: the file is damaged: SHA-256 {got[:16]}…, recorded {expected[:16]}…. "
-            "Delete it and run the workflow again to make it anew."
-        )
+        raise RecordError(f"{path}: the file is damaged: SHA-256 {got[:16]}…, recorded {expected[:16]}…. {REMAKE}")

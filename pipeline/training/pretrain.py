@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Method
@@ -46,6 +46,12 @@ class Build(Source):
     packed: Packed
     seed: int
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
+
+    @model_validator(mode="after")
+    def _in_fp32(self) -> "Build":
+        if self.training.precision != "fp32":
+            raise ValueError(f"training.precision must be fp32 for pre-training, got {self.training.precision}")
+        return self
 
     def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Pre-train and save model and tokenizer into `folder`; checkpoints lie beside it until the caller is done."""

@@ -114,3 +114,23 @@ def test_scores_on_different_items_are_never_compared(rng, tmp_path):
 def test_a_state_that_is_not_scored_cannot_be_shown(tmp_path):
     with pytest.raises(SettingsError, match=r"report.state: must be .*got 'merged-origial'.*'merged-original'"):
         compared([], tmp_path, state="merged-origial")
+
+
+def test_a_gain_is_against_the_base_that_the_run_stands_on(rng, tmp_path):
+    """Two bases of one model and format, such as two block sizes, are two lines."""
+    evidence = []
+    for name, level in (("b32", 0.2), ("b1024", 0.6)):
+        alone = base([score(rng, level, "base")])
+        alone.subject = replace(alone.subject, folder=f"bases/{name}", base=f"bases/{name}")
+        tuned = run("lora", 0, [score(rng, 0.9)])
+        settings = {"quantization": {"block_size": name}}
+        tuned.subject = replace(tuned.subject, folder=f"runs/{name}", base=f"bases/{name}", settings=settings)
+        evidence += [alone, tuned]
+    lines = compared(evidence, tmp_path).lines
+    bases = {line.folders[0]: line for line in lines if line.is_base}
+    assert len(bases) == 2
+    for line in lines:
+        if not line.is_base:
+            own = bases["bases/" + line.folders[0].removeprefix("runs/")]
+            cell, start = line.cells["math-v1/strict/trained"], own.cells["math-v1/strict/base"]
+            assert cell.gain == pytest.approx(cell.score - start.score)
