@@ -140,7 +140,7 @@ def file_sha256(path: Path) -> str:
 
 
 REMAKE = (
-    "To make it anew, delete the record that names it (manifest.json, train.json or the task's .json in the same folder "
+    "To make it anew, delete the record that names it (manifest.json, train.json or the task's .json in its folder "
     "or the one above) and run the workflow again."
 )
 
