@@ -4,9 +4,9 @@ rule plan:
         sweep="results/tables/{table}/sweep.json",
     log:
         "results/tables/{table}/logs/plan.log",
+    priority: 1000  # first: a partial table, and gc, know the sweep by it
     conda:
         "../environment.yml"
-    priority: 1000  # first: a partial table, and gc, know the sweep by it
     params:
         cfg=PLAN.plan_cfg,
         expected=str(PLAN.expected_file),
