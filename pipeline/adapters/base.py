@@ -53,7 +53,7 @@ class AdapterLayer(nn.Module):
 
     def forward(self, x: Tensor, frozen: FrozenLinear) -> Tensor:
         """Return what the adapted layer makes of x (..., I), in the dtype of x."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
     def update(self) -> Update | None:
         """Return what merging does to the frozen weight and bias, or None where it cannot be written as weights."""
@@ -61,7 +61,7 @@ class AdapterLayer(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved: the name in PEFT's format, and the parameter or what that format makes of it."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
     def fill(self, saved: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave, from any device; overridden where that is not the parameters themselves."""
@@ -88,7 +88,7 @@ class AdapterSettings(Settings):
 
     def method(self, seed: int, total_steps: int) -> "Method[Any, Any]":
         """Return the method of one run, not yet placed."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
 
 S = TypeVar("S", bound=AdapterSettings)
@@ -117,7 +117,7 @@ class Method(nn.Module, Generic[S, L]):
 
     def layers(self, places: Places) -> dict[Site, L]:
         """Make the layers of the sites that the method adapts, on the device of the base."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
     def chosen(self, places: Places) -> dict[Site, FrozenLinear]:
         """Return the places whose role the settings name.

@@ -31,7 +31,7 @@ class RotationMethod(Method[S, L]):
     @property
     def block_size(self) -> int:
         """Return C."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of rotation has its own
 
     def count(self, site: Site) -> int:
         """Return how many blocks a site trains.
@@ -39,15 +39,15 @@ class RotationMethod(Method[S, L]):
         Raises:
             SettingsError: its inputs cannot be cut into such blocks.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of rotation has its own
 
     def layer(self, site: Site, frozen: FrozenLinear, *views_N: Tensor) -> L:
         """Return the layer of a site over its part of packed Q, turns and gradient, the method's own tensors."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of rotation has its own
 
     def turns(self, Q_NCC: Tensor) -> Tensor:
         """Return R - I of skew-symmetric blocks."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of rotation has its own
 
     def layers(self, places: Places) -> dict[Site, L]:
         chosen, C = self.chosen(places), self.block_size

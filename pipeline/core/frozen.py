@@ -34,11 +34,11 @@ class FrozenLinear(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the layer is, and where an adapter makes its tensors."""
-        raise NotImplementedError
+        raise NotImplementedError  # each way of storing a weight has its own
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as (O, I), exactly as `forward` uses it for inputs of `dtype` (None: the stored dtype)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each way of storing a weight has its own
 
     def absorb(self, update: Update) -> Update:
         """Take into the stored weight what can be taken without loss; return what could not be taken."""

@@ -24,7 +24,7 @@ class Source(Settings):
 
         `made_by` names settings and code, for what may be resumed.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of source has its own
 
 
 class Local(Source):

@@ -16,11 +16,11 @@ class Corpus(Settings):
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (prompt, completion) pairs; the same settings give the same list."""
-        raise NotImplementedError
+        raise NotImplementedError  # each corpus has its own
 
     def tokenizer(self) -> "Tokenizer":
         """Return the tokenizer, with <pad>, <s>, </s> as ids 0, 1, 2."""
-        raise NotImplementedError
+        raise NotImplementedError  # each corpus has its own
 
 
 class DemoCorpus(Corpus):

@@ -26,7 +26,7 @@ class _FinalNumber(Rule):
 
     def found(self, reply: str) -> str | None:
         """Return the number that the reply gives as its answer, or None."""
-        raise NotImplementedError
+        raise NotImplementedError  # each rule has its own
 
     def value(self, item: dict[str, Any], reference: str) -> float | None:
         found = self.found(item["reply"])
