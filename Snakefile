@@ -20,7 +20,7 @@ sys.path.insert(0, workflow.basedir)
 environ["PATH"] = pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
 environ["PYTHONPATH"] = pathsep.join([workflow.basedir, *filter(None, [environ.get("PYTHONPATH")])])
 
-from pipeline.core.leases import visible
+from pipeline.core.leases import SHARED, visible
 from pipeline.core.settings import SettingsError
 from pipeline.core.preload import Preloaded
 from pipeline.sweeps import plan
@@ -33,10 +33,11 @@ try:
     if workflow.is_main_process:
         LIVING = living()
         PLAN.check_code()
+    environ[SHARED] = str(PLAN.hardware["jobs_per_gpu"])
     # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
     if (gpus := len(visible())) and "gpu" not in workflow.global_resources:
         PLAN.check_gpus(gpus)
-        workflow.global_resources["gpu"] = Resource("gpu", gpus)
+        workflow.global_resources["gpu"] = Resource("gpu", gpus * PLAN.hardware["jobs_per_gpu"])
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
 

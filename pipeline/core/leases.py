@@ -1,6 +1,7 @@
 """Gives each local job its own GPUs: Snakemake counts GPUs, but never says which ones a job may use.
 
-A lease is a file lock per GPU, so that it vanishes with its process however that ends.
+A lease is a file lock on a slot of a GPU, so that it vanishes with its process however that ends. A GPU has one slot,
+or `hardware.jobs_per_gpu` where small models would leave most of it idle.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from pathlib import Path
 from pipeline.core.settings import SettingsError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SHARED = "PIPELINE_JOBS_PER_GPU"
+"""The variable that tells jobs of one machine how many of them may share a GPU."""
 DEVICES = Path("/dev")
 
 
@@ -24,6 +27,11 @@ def visible() -> list[str]:
     if given is not None:
         return [gpu.strip() for gpu in given.split(",") if gpu.strip()]
     return [str(number) for number in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
+
+
+def slots() -> int:
+    """Return how many jobs may use one GPU at once."""
+    return int(os.environ.get(SHARED, "1"))
 
 
 @contextlib.contextmanager
@@ -68,16 +76,23 @@ def _wait_for(ids: list[str], count: int, poll_seconds: float) -> dict[str, Text
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         held: dict[str, TextIOWrapper] = {}
-        for gpu in ids:
-            lock = (folder / f"{gpu.replace('/', '-')}.lock").open("a")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                continue
-            held[gpu] = lock
-            if len(held) == count:
-                return held
+        for slot in range(slots()):  # a second job on a GPU only once every GPU has its first
+            for gpu in ids:
+                if gpu not in held and (lock := _locked(folder / f"{gpu.replace('/', '-')}.{slot}.lock")):
+                    held[gpu] = lock
+                if len(held) == count:
+                    return held
         for lock in held.values():
             lock.close()
         time.sleep(poll_seconds)
+
+
+def _locked(path: Path) -> TextIOWrapper | None:
+    """Return the open file once it is locked; None where another process holds it."""
+    lock = path.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

@@ -25,7 +25,7 @@ BY_WILDCARDS = Signature([Parameter("wildcards", Parameter.POSITIONAL_OR_KEYWORD
 
 RESULTS = Path("results")
 MEMORY = Path(".snakemake/sweep")
-INERT = ("tracker", "hardware.gpus", "hardware.mem_mb", "hardware.runtime")
+INERT = ("tracker", "hardware.gpus", "hardware.jobs_per_gpu", "hardware.mem_mb", "hardware.runtime")
 """Settings that no result depends on."""
 LISTED = 40
 """Runs that a message names."""

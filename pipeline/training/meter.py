@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipeline.core.leases import slots
 from pipeline.core.provenance import device_name
 
 
@@ -18,13 +19,14 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
 
     def about(self, labelled_tokens: int) -> dict[str, Any]:
-        """Return training seconds, labelled tokens a second, peak memory in bytes, and the device's name."""
+        """Return training seconds, labelled tokens a second, peak memory in bytes, the device, and how many share it."""
         seconds = time.perf_counter() - self.started
         return {
             "training_seconds": round(seconds, 3),
             "labelled_tokens_per_second": round(labelled_tokens / seconds, 1),
             "peak_memory_bytes": self._peak(),
             "device": device_name(str(self.device)),
+            "jobs_per_gpu": slots() if self.device.type == "cuda" else None,
         }
 
     def _peak(self) -> int:

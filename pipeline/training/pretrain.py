@@ -1,12 +1,13 @@
 """Pre-trains a small base from nothing, through the same loop as every fine-tune."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Method
 from pipeline.core.group import Group
@@ -15,7 +16,7 @@ from pipeline.core.settings import Built, Settings, SettingsError
 from pipeline.core.site import LINEAR_ROLES
 from pipeline.models.source import Source
 from pipeline.optimizers.base import OptimizerSettings
-from pipeline.steps.train import Batch, forward
+from pipeline.steps.train import Batch, Rows, forward
 from pipeline.tasks.corpora import Corpus
 from pipeline.training import batches
 from pipeline.training.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ INIT_STD = 0.02
 class Packed(Settings):
     """Steps whose rows are whole stretches of text, so that positions beyond one row's length are learned too."""
 
-    every: int = Field(ge=2, description="each n-th step is a packed one")
+    every: int = Field(ge=1, description="each n-th step is a packed one; 1 where the corpus is plain text")
     rows: int = Field(ge=1)
     length: int = Field(ge=2, description="tokens of a row")
 
@@ -39,7 +40,9 @@ class Build(Source):
 
     source: Literal["build"] = "build"
     architecture: Literal["llama", "qwen2"] = "llama"
-    config: dict[str, int | float | bool] = Field(description="fields of the architecture's transformers config")
+    config: dict[str, int | float | bool] = Field(
+        description="fields of the architecture's transformers config; vocab_size may exceed the tokenizer's"
+    )
     corpus: Built[Corpus]
     optimizer: Built[OptimizerSettings]
     training: Training
@@ -47,17 +50,15 @@ class Build(Source):
     seed: int
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
 
-    @model_validator(mode="after")
-    def _in_fp32(self) -> "Build":
-        if self.training.precision != "fp32":
-            raise ValueError(f"training.precision must be fp32 for pre-training, got {self.training.precision}")
-        return self
+    def paths(self) -> list[Path]:
+        """Return the files of the corpus."""
+        return self.corpus.paths()
 
     def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Pre-train and save model and tokenizer into `folder`; checkpoints lie beside it until the caller is done."""
         torch.set_num_threads(self.threads)
         tokenizer = self._tokenizer()
-        model = self._model(len(tokenizer)).to(device)
+        model = self._model(tokenizer).to(device)
         outcome = self._train(model, tokenizer, Checkpoints(folder.parent / "checkpoints", made_by))
         if outcome.reason:
             raise SettingsError(f"model.training: pre-training diverged: {outcome.reason}. Lower learning_rate.")
@@ -69,14 +70,13 @@ class Build(Source):
     def _tokenizer(self) -> Any:
         from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  (seconds, and only here)
 
-        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-        return PreTrainedTokenizerFast(tokenizer_object=self.corpus.tokenizer(), **special)
+        return PreTrainedTokenizerFast(tokenizer_object=self.corpus.tokenizer(), **self.corpus.special)
 
-    def _model(self, vocabulary: int) -> Any:
+    def _model(self, tokenizer: Any) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        config = AutoConfig.for_model(self.architecture, vocab_size=vocabulary, **ids, **self.config)
+        fields = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in self.corpus.special}
+        config = AutoConfig.for_model(self.architecture, **{"vocab_size": len(tokenizer)} | fields | self.config)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
         for name, parameter in model.named_parameters():  # own draws: the library's depend on global state
             if parameter.dim() > 1:
@@ -88,7 +88,11 @@ class Build(Source):
         kept = self.training
         pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
         single = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
-        stretches = self._stretches(tokenizer, [prompt + answer for _, prompt, answer in pairs])
+        stretches = self._stretches(tokenizer)
+        if not single and self.packed.every > 1:
+            raise SettingsError(f"model.packed.every: must be 1, for the corpus is plain text; got {self.packed.every}.")
+        if not stretches:
+            raise SettingsError(f"model.packed.length: the corpus is shorter than one row of {self.packed.length} tokens.")
         rows_of = batches.order(self.seed, len(single), kept.batch_size)
         stretches_of = batches.order(self.seed, len(stretches), self.packed.rows)
 
@@ -97,7 +101,7 @@ class Build(Source):
             chosen = [single[i] for i in rows_of(step)] if packed else [stretches[i] for i in stretches_of(turn)]
             return batches.parts(chosen, kept.micro_batch_size, 0, model.device)
 
-        method = Whole(model)
+        method = Whole(model, kept.precision)
         run = Run(
             forward=partial(forward, model),
             parts=parts,
@@ -109,18 +113,29 @@ class Build(Source):
         )
         return train(run)
 
-    def _stretches(self, tokenizer: Any, texts: list[str]) -> list[batches.Example]:
-        """Return the corpus as one text, cut into rows of `packed.length` tokens; the rest is dropped."""
-        ids, length = tokenizer.encode("\n\n".join(texts), add_special_tokens=False), self.packed.length
+    def _stretches(self, tokenizer: Any) -> list[batches.Example]:
+        """Return the documents, an end of text between two, cut into rows of `packed.length` tokens; the rest goes."""
+        ids: list[int] = []
+        for number, document in enumerate(self.corpus.documents()):
+            ids += [tokenizer.eos_token_id] * (number > 0) + tokenizer.encode(document, add_special_tokens=False)
+        length = self.packed.length
         return [batches.Example(ids[i : i + length], 0) for i in range(0, len(ids) - length + 1, length)]
 
 
 class Whole(Method[AdapterSettings, AdapterLayer]):
-    """Every parameter of a model trains: no sites, no layers. Matrices decay, vectors do not."""
+    """Every parameter of a model trains, in fp32: no sites, no layers. Matrices decay, vectors do not.
 
-    def __init__(self, model: nn.Module) -> None:
+    With precision "bf16" the forward runs under autocast: products in bf16, sums, norms and the loss in fp32.
+    """
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__(AdapterSettings(roles=LINEAR_ROLES), seed=0, total_steps=0)
-        self.model = model
+        self.model, self.precision = model, precision
+
+    def loss(self, forward: Callable[[Batch], Rows], batch: Batch) -> Tensor:
+        """Return the mean loss of a part."""
+        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return super().loss(forward, batch)
 
     def groups(self) -> list[Group]:
         """Return the matrices with decay and the vectors without."""

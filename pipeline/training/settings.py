@@ -48,5 +48,9 @@ class Hardware(Settings):
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     threads: int = Field(ge=1)
     gpus: int = Field(ge=0, default=0, description="GPUs of one job")
+    jobs_per_gpu: int = Field(
+        ge=1, default=1, description="jobs that may share a GPU of this machine; more than 1 for small models, and the "
+        "records then say that their times are not those of a device of one's own"
+    )  # fmt: skip
     mem_mb: int = Field(ge=1, default=2000, description="host memory of one job, for schedulers")
     runtime: int = Field(ge=1, default=60, description="minutes of one job, for schedulers")

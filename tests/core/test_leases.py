@@ -77,3 +77,14 @@ def test_no_gpu_needs_no_lock(monkeypatch):
     monkeypatch.setenv(VISIBLE, "")
     with lease(0) as held:
         assert held == []
+
+
+def test_as_many_jobs_share_a_gpu_as_the_settings_say(monkeypatch):
+    monkeypatch.setenv(leases.SHARED, "2")
+    monkeypatch.setenv(VISIBLE, "0,1")
+    with lease(1) as first:
+        monkeypatch.setenv(VISIBLE, "0,1")
+        with lease(1) as second:
+            monkeypatch.setenv(VISIBLE, "0,1")
+            with lease(2) as both:
+                assert sorted([*first, *second]) == both == ["0", "1"]
