@@ -42,7 +42,11 @@ class DemoCorpus(Corpus):
     rows: int = Field(ge=1)
     seed: int
 
-    special = {"pad_token": demo_tokenizer.PAD, "bos_token": demo_tokenizer.BOS, "eos_token": demo_tokenizer.EOS}
+    special: ClassVar[dict[str, str]] = {
+        "pad_token": demo_tokenizer.PAD,
+        "bos_token": demo_tokenizer.BOS,
+        "eos_token": demo_tokenizer.EOS,
+    }
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return `rows` pairs of the training split of the mix."""
@@ -57,14 +61,13 @@ class DemoCorpus(Corpus):
 
 
 class TextFiles(Corpus):
-    """Whole text files, one document each, cut by the byte-pair merges of GPT-2 or of any tokenizer laid out alike."""
+    """Whole text files, one document each, and byte-pair merges learned from them."""
 
-    root: str | None = Field(description="a folder that holds `files`, `vocabulary` and `merges`")
+    root: str | None = Field(description="a folder that holds `files`")
     files: tuple[str, ...] = Field(min_length=1, description="paths below `root`: .txt, or .txt.xz")
-    vocabulary: str = Field(description="path below `root`: JSON, token -> id (GPT-2's encoder.json)")
-    merges: str = Field(description="path below `root`: one merge a line (GPT-2's vocab.bpe)")
+    vocab_size: int = Field(ge=257, description="tokens, of which 256 are the bytes and one is <|endoftext|>")
 
-    special = dict.fromkeys(("pad_token", "bos_token", "eos_token"), "<|endoftext|>")
+    special: ClassVar[dict[str, str]] = dict.fromkeys(("pad_token", "bos_token", "eos_token"), "<|endoftext|>")
 
     @field_validator("files")
     @classmethod
@@ -77,34 +80,40 @@ class TextFiles(Corpus):
         return []
 
     def documents(self) -> list[str]:
-        return [self._text_of(self._path(name)) for name in self.files]
+        return [self._text_of(path) for path in self.paths()]
 
     def paths(self) -> list[Path]:
-        return [self._path(name) for name in (*self.files, self.vocabulary, self.merges)]
-
-    def tokenizer(self) -> "Tokenizer":
-        """Return the byte-level BPE of the two files; `<|endoftext|>` must be in the vocabulary."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415  (a plan needs none of it)
-
-        tokenizer = Tokenizer(models.BPE.from_file(str(self._path(self.vocabulary)), str(self._path(self.merges))))
-        before = tokenizer.get_vocab_size()
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.add_special_tokens(sorted(set(self.special.values())))
-        if tokenizer.get_vocab_size() != before:
-            raise SettingsError(f"corpus.vocabulary: {self.vocabulary} lacks the token <|endoftext|>.")
-        return tokenizer
-
-    def _path(self, name: str) -> Path:
+        """Return the files; an error names the first that is not there."""
         if self.root is None:
             raise SettingsError(
-                f"corpus.root: must be the folder that holds {', '.join(self.files)}, {self.vocabulary} and "
-                f"{self.merges}; got null. Set model.corpus.root=<folder>."
+                f"model.corpus.root: must be the folder that holds {', '.join(self.files)}; got null. "
+                "Set model.corpus.root=<folder>."
             )
-        path = Path(self.root, name)
-        if not path.is_file():
-            raise SettingsError(f"corpus.root: there is no file {path} (looked for it in {Path.cwd()}).")
-        return path
+        paths = [Path(self.root, name) for name in self.files]
+        for path in paths:
+            if not path.is_file():
+                raise SettingsError(f"model.corpus.root: there is no file {path} (looked for it in {Path.cwd()}).")
+        return paths
+
+    def tokenizer(self) -> "Tokenizer":
+        """Return a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) of the texts; every digit is a token.
+
+        The same files give the same merges: pairs are counted exactly, and ties go to the lower ids.
+        """
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415  (no plan needs it)
+
+        tokenizer = Tokenizer(models.BPE())
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=sorted(set(self.special.values())),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(self.documents(), trainer)
+        return tokenizer
 
     @staticmethod
     def _text_of(path: Path) -> str:

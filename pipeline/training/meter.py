@@ -19,7 +19,7 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
 
     def about(self, labelled_tokens: int) -> dict[str, Any]:
-        """Return training seconds, labelled tokens a second, peak memory in bytes, the device, and how many share it."""
+        """Return seconds, labelled tokens a second, peak memory in bytes, the device, and how many jobs share it."""
         seconds = time.perf_counter() - self.started
         return {
             "training_seconds": round(seconds, 3),

@@ -90,9 +90,9 @@ class Build(Source):
         single = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
         stretches = self._stretches(tokenizer)
         if not single and self.packed.every > 1:
-            raise SettingsError(f"model.packed.every: must be 1, for the corpus is plain text; got {self.packed.every}.")
+            raise SettingsError(f"model.packed.every: must be 1 for plain text, got {self.packed.every}.")
         if not stretches:
-            raise SettingsError(f"model.packed.length: the corpus is shorter than one row of {self.packed.length} tokens.")
+            raise SettingsError(f"model.packed.length: the corpus is shorter than {self.packed.length} tokens.")
         rows_of = batches.order(self.seed, len(single), kept.batch_size)
         stretches_of = batches.order(self.seed, len(stretches), self.packed.rows)
 
