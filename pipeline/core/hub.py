@@ -44,9 +44,14 @@ class Repository(Settings):
         """
 
     @property
-    def key(self) -> str:
+    def entry(self) -> str:
         """The name of what `revision` says in the lock."""
         return f"{self.kind}s/{self.repository}@{self.revision}"
+
+    @property
+    def instead(self) -> str:
+        """How to do without the hub, for the message of what is not pinned."""
+        return ""
 
     @property
     def page(self) -> str:
@@ -70,7 +75,7 @@ class Repository(Settings):
         if unknown := self.unlocked():
             raise SettingsError(
                 f"{self.repository} is not pinned: no commit and hash of {unknown[0]} stands in conf/pins.json, so it "
-                f"could change. Where there is a network: python -m pipeline pin{told}"
+                f"could change. Where there is a network: python -m pipeline pin{told}{self.instead}"
             )
         for name in self.chosen(self.sha256):
             self.cached(name, told)
@@ -138,7 +143,7 @@ def pinned(node: Any, lock: Mapping[str, Pin], where: str, found: dict[str, Repo
         return node
     asked = parse(cls, node, where)
     if asked.wanted():
-        if pin := lock.get(asked.key):
+        if pin := lock.get(asked.entry):
             node |= {"revision": pin.revision, "sha256": {name: pin.sha256[name] for name in asked.chosen(pin.sha256)}}
         found[where] = parse(cls, node, where)
     return node
