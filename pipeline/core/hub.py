@@ -17,6 +17,8 @@ from pydantic import Field
 from pipeline.core.records import file_sha256
 from pipeline.core.settings import Settings, SettingsError, parse, target_class
 
+WILD = "*"
+"""Makes a name a pattern."""
 LOCK = Path(__file__).resolve().parents[2] / "conf" / "pins.json"
 
 
@@ -62,22 +64,28 @@ class Repository(Settings):
         """Return those of `names` that are wanted."""
         return [name for name in names if any(_fits(name, pattern) for pattern in self.wanted())]
 
-    def unlocked(self) -> list[str]:
-        """Return the wanted files whose hash is not known; all of them before `pin`."""
-        return [name for name in self.wanted() if name not in self.sha256 and ("*" not in name or not self.sha256)]
-
-    def present(self, told: str = "") -> None:
-        """Refuse what is not pinned, or not whole in this machine's cache. `told` is the sweep, for the command.
+    def names(self, told: str = "") -> list[str]:
+        """Return the files that are locked; `told` is the sweep, for the command.
 
         Raises:
-            SettingsError: names what is missing and the command that gets it.
+            SettingsError: a file that is wanted is not; says how to pin it.
         """
-        if unknown := self.unlocked():
+        if unknown := [
+            name for name in self.wanted() if not self.sha256 or (WILD not in name and name not in self.sha256)
+        ]:
             raise SettingsError(
                 f"{self.repository} is not pinned: no commit and hash of {unknown[0]} stands in conf/pins.json, so it "
                 f"could change. Where there is a network: python -m pipeline pin{told}{self.instead}"
             )
-        for name in self.chosen(self.sha256):
+        return self.chosen(self.sha256)
+
+    def present(self, told: str = "") -> None:
+        """Refuse what is not pinned, or not whole in this machine's cache.
+
+        Raises:
+            SettingsError: names what is missing and the command that gets it.
+        """
+        for name in self.names(told):
             self.cached(name, told)
 
     def cached(self, name: str, told: str = "") -> Path:
@@ -92,8 +100,8 @@ class Repository(Settings):
         if isinstance(found, str):
             return Path(found)
         raise SettingsError(
-            f"the hub's cache on this machine lacks {name} of {self.repository} at {self.revision[:8]}, and jobs do not "
-            f"ask the hub. Where there is a network: python -m pipeline prefetch{told}"
+            f"the hub's cache on this machine lacks {name} of {self.repository} at {self.revision[:8]}, and jobs do "
+            f"not ask the hub. Where there is a network: python -m pipeline prefetch{told}"
         )
 
     def verified(self, name: str) -> Path:
@@ -102,8 +110,7 @@ class Repository(Settings):
         Raises:
             SettingsError: it is not pinned, missing or another file.
         """
-        if name not in self.sha256:
-            self.present()
+        assert name in self.names(), name
         path = self.cached(name)
         if (got := file_sha256(path)) != self.sha256[name]:
             raise SettingsError(
@@ -117,24 +124,24 @@ def _fits(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and (name == pattern or fnmatchcase(name, pattern))
 
 
-def read_lock(path: Path = LOCK) -> dict[str, Pin]:
+def read_lock() -> dict[str, Pin]:
     """Return the pins by their keys; none where nothing was pinned yet.
 
     Raises:
         SettingsError: the file is damaged.
     """
     try:
-        return {key: parse(Pin, node, f"{path}: {key}") for key, node in json.loads(path.read_bytes()).items()}
+        return {key: parse(Pin, node, f"{LOCK}: {key}") for key, node in json.loads(LOCK.read_bytes()).items()}
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise SettingsError(f"{path}: is no lock ({error}). Get it back, or delete it and pin again.") from None
+        raise SettingsError(f"{LOCK}: is no lock ({error}). Get it back, or delete it and pin again.") from None
 
 
-def pinned(node: Any, lock: Mapping[str, Pin], where: str, found: dict[str, Repository]) -> Any:
+def pinned(node: Any, lock: Mapping[str, Pin], where: str, found: dict[tuple[str, str], Repository]) -> Any:
     """Return a node with commit and hashes of the lock in every repository that it names.
 
-    `found` gets the repositories as they then are, by their places.
+    `found` gets the repositories as they then are, by their places and entries.
     """
     if not isinstance(node, Mapping):
         return node
@@ -145,5 +152,6 @@ def pinned(node: Any, lock: Mapping[str, Pin], where: str, found: dict[str, Repo
     if asked.wanted():
         if pin := lock.get(asked.entry):
             node |= {"revision": pin.revision, "sha256": {name: pin.sha256[name] for name in asked.chosen(pin.sha256)}}
-        found[where] = parse(cls, node, where)
+        repository = parse(cls, node, where)
+        found[where, repository.entry] = repository
     return node

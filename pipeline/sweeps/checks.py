@@ -36,12 +36,11 @@ class Checked:
 
 
 class Checks:
-    """Checks nodes; `memory` is the file that remembers. `repositories` are those of the hub, by their places."""
+    """Checks nodes; `memory` is the file that remembers. `repositories` are those of the hub, by place and entry."""
 
-    def __init__(self, memory: Path) -> None:
-        self._memory = memory
-        self.repositories: dict[str, hub.Repository] = {}
-        self._lock = hub.read_lock()
+    def __init__(self, memory: Path, lock: Mapping[str, hub.Pin]) -> None:
+        self._memory, self._lock = memory, lock
+        self.repositories: dict[tuple[str, str], hub.Repository] = {}
         self._known: dict[str, Any] = {}
         with suppress(FileNotFoundError, json.JSONDecodeError):  # only a cache: made anew where it is damaged
             self._known = json.loads(memory.read_bytes())
@@ -67,7 +66,7 @@ class Checks:
 
     def present(self, told: str) -> None:
         """Refuse repositories of the hub that are not pinned, or not in this machine's cache; `told` is the sweep."""
-        for where, repository in self.repositories.items():
+        for (where, _), repository in self.repositories.items():
             try:
                 repository.present(told)
             except SettingsError as error:
@@ -92,9 +91,9 @@ class Checks:
 
 
 @contextmanager
-def checks(folder: Path) -> Iterator[Checks]:
-    """Yield Checks that remember in `folder`, also when a setting turns out to be wrong."""
-    found = Checks(folder / "checked-settings.json")
+def checks(folder: Path, lock: Mapping[str, hub.Pin] | None = None) -> Iterator[Checks]:
+    """Yield Checks that remember in `folder`, also when a setting turns out to be wrong; `lock` is conf/pins.json."""
+    found = Checks(folder / "checked-settings.json", hub.read_lock() if lock is None else lock)
     try:
         yield found
     finally:

@@ -255,7 +255,8 @@ def _tasks(nodes: Node, overrides: list[Override], checks: Checks) -> dict[str, 
         task, *path = override.path
         if task not in nodes:
             raise SettingsError(
-                f"{override.key}: the sweep has no task {task!r}.{nearest(task, list(nodes))} Its tasks: {', '.join(nodes)}."
+                f"{override.key}: the sweep has no task {task!r}.{nearest(task, list(nodes))} "
+                f"Its tasks: {', '.join(nodes)}."
             )
         nodes[task] = put(nodes[task], path, override.value, override.key)
     found = {}
