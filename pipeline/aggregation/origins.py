@@ -67,7 +67,7 @@ def _data(sweep: Sweep) -> Table:
     return table
 
 
-def _overlap(found: dict[str, dict[str, list[str]]]) -> str:
+def _overlap(found: dict[str, dict[str, dict[str, str]]]) -> str:
     """Return such as `test: 0 equal, 2 near`."""
     counts = (f"{split}: " + ", ".join(f"{len(ids)} {how}" for how, ids in of.items()) for split, of in found.items())
     return "; ".join(counts)

@@ -123,9 +123,14 @@ class Task(Settings, ABC):
         """Return all that the model reads in an evaluation: the worked examples, if any, and the prompt."""
         return row.get(SHOTS, "") + self.prompt(row)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that its rows must have."""
+        return tuple(self.example)
+
     @model_validator(mode="after")
     def _columns_fit(self) -> "Task":
-        if self.data and (missing := [column for column in self.example if column not in self.data.offered]):
+        if self.data and (missing := [column for column in self.columns if column not in self.data.offered]):
             raise ValueError(f"data: must give the column {missing[0]!r}, it gives {', '.join(self.data.offered)}")
         return self
 

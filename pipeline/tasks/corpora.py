@@ -87,7 +87,7 @@ class TextFiles(Corpus):
         if self.root is None:
             raise SettingsError(
                 f"model.corpus.root: must be the folder that holds {', '.join(self.files)}; got null. "
-                "Set model.corpus.root=<folder>."
+                "Set data_root=<folder>."
             )
         paths = [Path(self.root, name) for name in self.files]
         for path in paths:

@@ -16,13 +16,18 @@ NEAR = 0.8
 Shingles = frozenset[tuple[str, ...]]
 
 
-def overlaps(train: list[str], test: list[str]) -> dict[str, list[int]]:
-    """Return the indices of the test texts that are in train: `equal`, and `near` among the others."""
-    known = {tuple(words(text)) for text in train}
-    equal = [index for index, text in enumerate(test) if tuple(words(text)) in known]
-    rest = sorted(set(range(len(test))) - set(equal))
+def overlaps(train: list[str], test: list[str]) -> dict[str, dict[int, int]]:
+    """Return the test texts that are in train, each with the first that it is like: index in test -> index in train.
+
+    They are told apart as `equal`, and `near` among the others.
+    """
+    known: dict[tuple[str, ...], int] = {}
+    for index, text in enumerate(train):
+        known.setdefault(tuple(words(text)), index)
+    equal = {index: known[found] for index, text in enumerate(test) if (found := tuple(words(text))) in known}
+    rest = [index for index in range(len(test)) if index not in equal]
     near = _near([shingles(text) for text in train], [shingles(test[index]) for index in rest])
-    return {"equal": equal, "near": [rest[index] for index in near]}
+    return {"equal": equal, "near": {rest[index]: like for index, like in near}}
 
 
 def words(text: str) -> list[str]:
@@ -36,8 +41,8 @@ def shingles(text: str) -> Shingles:
     return frozenset(tuple(found[i : i + SHINGLE]) for i in range(max(1, len(found) - SHINGLE + 1)))
 
 
-def _near(train: list[Shingles], test: list[Shingles]) -> Iterator[int]:
-    """Yield the indices of test sets that resemble a train set, without comparing all with all.
+def _near(train: list[Shingles], test: list[Shingles]) -> Iterator[tuple[int, int]]:
+    """Yield the indices of test sets that resemble a train set, and of the first such, without comparing all with all.
 
     A set that resembles one of n runs shares at least 0.8 n of them, so at least one of its n - 0.8 n + 1 rarest: only
     the train sets that hold one of those are compared.
@@ -49,6 +54,7 @@ def _near(train: list[Shingles], test: list[Shingles]) -> Iterator[int]:
     for index, runs in enumerate(test):
         rarest = sorted(runs, key=lambda run: (len(holders.get(run, ())), run))
         probes = rarest[: len(runs) - math.ceil(NEAR * len(runs)) + 1]
-        candidates = {holder for run in probes for holder in holders.get(run, ())}
-        if any(len(runs & train[one]) >= NEAR * len(runs | train[one]) for one in candidates):
-            yield index
+        candidates = sorted({holder for run in probes for holder in holders.get(run, ())})
+        like = next((one for one in candidates if len(runs & train[one]) >= NEAR * len(runs | train[one])), None)
+        if like is not None:
+            yield index, like

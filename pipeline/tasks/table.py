@@ -87,7 +87,15 @@ class Table(DataSource):
                 self._row(raw, f"{whole}-{before + index:05}", f"{path}: row {index}")
                 for index, raw in enumerate(raws, 1)
             ]
-        return [row for row in found if self._part(row) == split] if whole == "train" else found
+        if whole != "train":
+            return found
+        part = [row for row in found if self._part(row) == split]
+        if found and not part:
+            raise SettingsError(
+                f"data.carve: the {len(found)} rows of train leave {split} without any, got {self.carve}. Give more "
+                "rows, or other shares."
+            )
+        return part
 
     def _part(self, row: Row) -> Split:
         """Return the split that a row of the train files belongs to."""

@@ -120,6 +120,12 @@ def test_carving_is_a_function_of_the_row_alone(tmp_path):
     assert {row["question"] for row in turned.rows("test")} == questions[2]
 
 
+def test_a_split_that_carving_leaves_empty_is_named(tmp_path):
+    source = local({"train": written(tmp_path / "own.csv", ROWS)}, carve={"dev": 1e-9})
+    with pytest.raises(SettingsError, match=r"data.carve: the 3 rows of train leave dev without any"):
+        source.rows("dev")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -170,9 +176,9 @@ STORY = "Tom has 4 bags with 5 pens in each bag and 3 more pens. How many pens d
     ],
 )
 def test_overlap_is_found(text, found):
-    train = ["What is 2 * 3 + 5?", "a b c", STORY, "Ann went home."]
+    train = ["What is 2 * 3 + 5?", "a b c", STORY, "Ann went home.", STORY]
     got = overlaps(train, ["something else entirely", text])
-    assert got == {"equal": [1] if found == "equal" else [], "near": [1] if found == "near" else []}
+    assert got == {"equal": {}, "near": {}} | ({found: {1: 2}} if found else {})
 
 
 def test_near_is_what_comparing_all_with_all_finds():
@@ -181,11 +187,11 @@ def test_near_is_what_comparing_all_with_all_finds():
         base = [" ".join(draw.choice("abcdefgh") for _ in range(30)) for _ in range(40)]
         changed = [text[: 2 * draw.randint(0, 12)] + "x" + text[2 * draw.randint(0, 3) :] for text in base]
         near = overlaps(base, changed)["near"]
-        plain = [
-            index
-            for index, text in enumerate(changed)
-            if any(len(shingles(text) & shingles(one)) >= NEAR * len(shingles(text) | shingles(one)) for one in base)
-        ]
+        plain = {}
+        for index, text in enumerate(changed):
+            for like, one in enumerate(base):
+                if len(shingles(text) & shingles(one)) >= NEAR * len(shingles(text) | shingles(one)):
+                    plain.setdefault(index, like)
         assert near == plain
         assert 0 < len(near) < 40
 
@@ -203,13 +209,14 @@ def prepared(tmp_path, **changed):
     return tmp_path / "out/manifest.json"
 
 
-def test_overlap_of_test_with_train_is_refused_or_recorded(tmp_path):
-    with pytest.raises(SettingsError, match=r"own: 3 of 3 test rows are in train .* test-00001.*overlap=record"):
+def test_overlap_of_test_with_train_is_refused_or_recorded(tmp_path, capsys):
+    with pytest.raises(SettingsError, match=r"3 of 3 test rows .* test-00001 is train-00001.*overlap=record"):
         prepared(tmp_path)
     assert not (tmp_path / "out").exists()
     manifest = prepared(tmp_path, overlap="record")
     overlap = records.read(manifest, "prepare_data").result["overlap"]
-    assert overlap["test"]["equal"] == ["test-00001", "test-00002", "test-00003"]
+    assert overlap["test"]["equal"] == {f"test-0000{n}": f"train-0000{n}" for n in (1, 2, 3)}
+    assert "3 of 3 test rows are in train as well (3 equal, 0 nearly so)" in capsys.readouterr().out
 
 
 def test_a_manifest_says_what_was_made_and_repeats(tmp_path):
@@ -223,8 +230,19 @@ def test_a_manifest_says_what_was_made_and_repeats(tmp_path):
         made.append(records.read(path, "prepare_data").result)
     assert made[0] == made[1]
     assert {split: kept["rows"] for split, kept in made[0]["splits"].items()} == {"train": 30, "dev": 4, "test": 5}
-    assert made[0]["overlap"] == {split: {"equal": [], "near": []} for split in ("dev", "test")}
+    assert made[0]["overlap"] == {split: {"equal": {}, "near": {}} for split in ("dev", "test")}
     assert len(rows.split(tmp_path / "a/manifest.json", "dev")) == 4
+
+
+def test_a_file_that_changed_since_the_plan_is_refused(tmp_path):
+    path = written(tmp_path / "own.jsonl", ROWS)
+    settings = {"name": "own", "data": NODE | {"files": {"test": str(path)}}}
+    settings["files"] = {str(path): records.file_sha256(path)}
+    prepare_data.run(settings, {}, {"record": tmp_path / "a/manifest.json"}, {"started": 0.0})
+    written(path, ROWS[:2])
+    with pytest.raises(SettingsError, match=r"own.jsonl: has changed since the plan: SHA-256"):
+        prepare_data.run(settings, {}, {"record": tmp_path / "b/manifest.json"}, {"started": 0.0})
+    assert not (tmp_path / "b").exists()
 
 
 def test_rows_survive_line_separators_inside_of_texts(tmp_path):
