@@ -18,6 +18,7 @@ gc.disable()  # until jobs start: it would walk the growing graph again and agai
 # Jobs run this very Python and package, from whatever folder Snakemake was started in.
 sys.path.insert(0, workflow.basedir)
 environ["PATH"] = pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
+environ["HF_HUB_OFFLINE"] = "1"  # jobs read what `pin` and `prefetch` left
 environ["PYTHONPATH"] = pathsep.join([workflow.basedir, *filter(None, [environ.get("PYTHONPATH")])])
 
 from pipeline.core.leases import SHARED, visible

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.settings import SettingsError
 from pipeline.steps.decode import DECODING, Reply, decode, highest
 from pipeline.steps.sample import Sampler
-from pipeline.steps.tokens import Tokenizer, prompt_ids
+from pipeline.steps.tokens import Tokenizer, prompt_ids, start_facts, stop_ids
 from pipeline.tasks.base import Row, Task
 from pipeline.tasks.generation import Replies, Sampled
 
@@ -27,11 +27,10 @@ class Questions:
             SettingsError: a prompt and its reply do not fit into `context`, and the task does not count such rows.
         """
         assert isinstance(task.generation, Replies)
-        self.settings, self.tokenizer = task.generation, tokenizer
-        eos = tokenizer.eos_token_id
-        self.stop_ids: frozenset[int] = frozenset() if eos is None else frozenset([eos])
+        self.settings, self.tokenizer, self.chat = task.generation, tokenizer, task.chat
+        self.stop_ids = stop_ids(tokenizer, task.chat)
         self.names = [row["id"] for row in rows]
-        self.prompts = [prompt_ids(tokenizer, task.question(row)) for row in rows]
+        self.prompts = [prompt_ids(tokenizer, task.question(row), task.chat) for row in rows]
         room = context - self.settings.max_new_tokens
         self.too_long = {index for index, prompt in enumerate(self.prompts) if len(prompt) > room}
         if self.too_long and self.settings.too_long == "refuse":
@@ -53,7 +52,8 @@ class Questions:
         return (
             DECODING
             | (sampler.decoding() if sampler else {})
-            | {"stop_ids": sorted(self.stop_ids), "bos": self.tokenizer.bos_token_id}
+            | {"stop_ids": sorted(self.stop_ids)}
+            | start_facts(self.tokenizer, self.chat)
         )
 
     def facts(self) -> dict[str, Any]:

@@ -24,9 +24,11 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     """Write `<record's folder>/adapter/` and the record `outputs["record"]`; a failed training is a record too."""
     hardware, record = settings["hardware"], outputs["record"]
     device = ready(hardware["device"], hardware["threads"])
-    plan = _plan(settings)
+    task = build(settings["task"], "task")
+    assert isinstance(task, Task)
+    plan = _plan(settings, task)
     base = load_base(inputs["model"], inputs["base"], device=str(device), dtype=plan.training.precision)
-    pairs = _pairs(settings, inputs["data"])
+    pairs = _pairs(task, inputs["data"])
     made_by = {"settings": settings} | {key: about[key] for key in ("code", "upstream") if key in about}
     checkpoints = Checkpoints(record.parent / "checkpoints", made_by)
     meter = Meter(device)
@@ -46,17 +48,16 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     print(f"{status}: {result.get('reason') or 'final loss {:.4f}'.format(result['final_loss'])}", flush=True)
 
 
-def _plan(settings: dict[str, Any]) -> Plan:
+def _plan(settings: dict[str, Any], task: Task) -> Plan:
     adapter, optimizer = build(settings["adapter"], "adapter"), build(settings["optimizer"], "optimizer")
     assert isinstance(adapter, AdapterSettings)
     assert isinstance(optimizer, OptimizerSettings)
-    return Plan(adapter, optimizer, parse(Training, settings["training"], "training"), settings["seed"])
+    training = parse(Training, settings["training"], "training")
+    return Plan(adapter, optimizer, training, settings["seed"], task.chat)
 
 
-def _pairs(settings: dict[str, Any], manifest: Path) -> dict[str, Pairs]:
+def _pairs(task: Task, manifest: Path) -> dict[str, Pairs]:
     """Read the rows of train and dev as (id, prompt, answer); files are checked against the manifest."""
-    task = build(settings["task"], "task")
-    assert isinstance(task, Task)
     return {
         split: [(str(row["id"]), task.prompt(row), task.answer(row)) for row in rows.split(manifest, split)]
         for split in ("train", "dev")

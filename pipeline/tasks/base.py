@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.core.settings import BUILT, Built, Settings
+from pipeline.core.settings import BUILT, Built, Settings, digest
 
 Row = dict[str, str]
 """Columns of one row by name; every row has an `id`."""
@@ -93,11 +93,23 @@ class Rule(Settings, ABC):
         """Return the item's number in the rule's unit, or None where nothing could be extracted (it then counts 0)."""
 
 
+class Chat(Settings):
+    """Asks through the chat template of the model's tokenizer: the prompt is the user's turn, the answer the model's.
+
+    The worked examples of a question stand in the same turn.
+    """
+
+    system: str | None = Field(default=None, description="the system's turn; null for none, or the template's own")
+
+
 class Task(Settings, ABC):
     """One task. Training reads prompt and answer alone, so the other parts may be left out of its settings."""
 
     name: str = ""
     role: Literal["other", "retention"] = "other"
+    chat: Chat | None = Field(
+        default=None, description="how an instruction model is asked; adds to the generation's id"
+    )
     data: Annotated[DataSource | None, BUILT] = None
     generation: Annotated[Generation | None, BUILT] = None
     scoring: tuple[Built[Rule], ...] = ()
@@ -127,6 +139,22 @@ class Task(Settings, ABC):
     def columns(self) -> tuple[str, ...]:
         """The columns that its rows must have."""
         return tuple(self.example)
+
+    @field_validator("generation")
+    @classmethod
+    def _chat_is_another_protocol(cls, generation: Generation | None, info: ValidationInfo) -> Generation | None:
+        """Have the generation's id say that, and by which system's turn, the prompt is put into a chat."""
+        chat: Chat | None = info.data.get("chat")
+        if generation is None or chat is None:
+            return generation
+        suffix = "-chat" + (f"-{digest(chat.system)}" if chat.system is not None else "")
+        return generation.model_copy(update={"id": generation.id.removesuffix(suffix) + suffix})
+
+    @model_validator(mode="after")
+    def _chat_fits(self) -> "Task":
+        if self.chat and (self.hidden is None or (self.generation and self.generation.kind != "replies")):
+            raise ValueError("chat: must be null, for nothing is asked that a model could reply to")
+        return self
 
     @model_validator(mode="after")
     def _columns_fit(self) -> "Task":

@@ -72,4 +72,4 @@ class Hub(Repository, Table):
             )
         if path.suffix == ".txt" and self.text == "articles":
             return [{"page": page} for page in articles(path.read_bytes().decode())]
-        return read_file(path, self.named())
+        return read_file(path)

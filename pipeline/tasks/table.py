@@ -72,10 +72,6 @@ class Table(DataSource):
     def offered(self) -> tuple[str, ...]:
         return tuple(self.columns)
 
-    def named(self) -> list[str]:
-        """Return the columns of the files that are asked for."""
-        return [name for theirs in self.columns.values() for name in ([theirs] if isinstance(theirs, str) else theirs)]
-
     def rows(self, split: Split) -> list[Row]:
         whole: Split = split if split in self.held() else "train"
         if split != whole and split not in self.carve:
@@ -122,7 +118,7 @@ class Table(DataSource):
         if ours in self.lists and isinstance(value, list) and value:
             between = {"sentences": " ", "references": REFERENCES}[self.lists[ours]]
             return between.join(self._text(one, "", where) for one in value)
-        if value is None or (value == "" and self.empty == "refuse"):
+        if value is None or (isinstance(value, str) and not value.strip() and self.empty == "refuse"):
             raise SettingsError(f"{where}: is empty. Fill it in, or remove the row.")
         if isinstance(value, bool) or not isinstance(value, str | int):
             kind = type(value).__name__

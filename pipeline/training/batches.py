@@ -13,6 +13,7 @@ from pipeline.core.seeds import shuffled
 from pipeline.core.settings import SettingsError
 from pipeline.steps.tokens import Tokenizer, answer_ids, prompt_ids
 from pipeline.steps.train import IGNORED, Batch
+from pipeline.tasks.base import Chat
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Examples:
     truncated: int
 
 
-def encode(tokenizer: Tokenizer, pairs: list[tuple[str, str, str]], *, max_length: int, loss_on: str) -> Examples:
-    """Encode (id, prompt, answer) triples.
+def encode(
+    tokenizer: Tokenizer, pairs: list[tuple[str, str, str]], *, max_length: int, loss_on: str, chat: Chat | None = None
+) -> Examples:
+    """Encode (id, prompt, answer) triples, through the tokenizer's chat template where there is a `chat`.
 
     Raises:
         SettingsError: a row is left without a single labelled token; the message names it.
     """
     rows, truncated = [], 0
     for name, prompt, answer in pairs:
-        head, tail = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+        head, tail = prompt_ids(tokenizer, prompt, chat), answer_ids(tokenizer, answer, chat)
         example = Example((head + tail)[:max_length], len(head) if loss_on == "answer" else 0)
         truncated += len(head) + len(tail) > max_length
         if not answer.strip() or not example.labelled():

@@ -12,6 +12,7 @@ from pipeline.models.adapt import adapt
 from pipeline.models.load import Base
 from pipeline.optimizers.base import OptimizerSettings
 from pipeline.steps.train import Batch, forward, mean_loss
+from pipeline.tasks.base import Chat
 from pipeline.training import batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import Outcome, Run, train
@@ -30,6 +31,7 @@ class Plan:
     optimizer: OptimizerSettings
     training: Training
     seed: int
+    chat: Chat | None = None
 
 
 @dataclass
@@ -49,9 +51,8 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
         torch.OutOfMemoryError: the device is too small.
     """
     kept, pad = plan.training, base.tokenizer.pad_token_id or 0
-    limits = {"max_length": kept.max_length, "loss_on": kept.loss_on}
-    examples = batches.encode(base.tokenizer, train_pairs, **limits)
-    dev = batches.encode(base.tokenizer, dev_pairs, **limits)
+    encode = partial(batches.encode, base.tokenizer, max_length=kept.max_length, loss_on=kept.loss_on, chat=plan.chat)
+    examples, dev = encode(train_pairs), encode(dev_pairs)
     indices = batches.order(plan.seed, len(examples.rows), kept.batch_size)
 
     def parts(step: int) -> list[Batch]:

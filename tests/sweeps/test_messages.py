@@ -52,6 +52,10 @@ WRONG = {
     "sweep.model=[local]": "model.path: needs a value and has none. Say --config overrides='model.path=...'.",
     "sweep.name=Big_Sweep": "sweep.name: String should match pattern",
     "sweep=default": "sweep: choose it by --config sweep=default.",
+    "data_root=no/such/folder": "data_root: must be a folder, or null to read the hub's cache, got 'no/such/folder'.",
+    "data_root=3": "data_root: must be a folder, or null to read the hub's cache, got 3.",
+    "data_root.x=3": "data_root.x: there is no such setting. Allowed: ",
+    "dataroot=x": "dataroot: there is no such setting. Did you mean 'data_root'?",
     "sweep=papr": "sweep: there is no sweep 'papr'.",
 }
 

@@ -60,9 +60,39 @@ def test_a_csv_value_is_the_text_that_stands_there(tmp_path):
     assert [(row["question"], row["answer"]) for row in found] == [("Who?", "007"), ("NA", "NA"), ('a, "b"\nc', "1.0")]
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"Frage,Antwort\nWho?,Ann,\nWhy?,Bo,\n", "row 1 has 3 values, the header names 2 columns"),
+        ("a.csv", b"Frage,Antwort\nWho?,Ann\nWhy?\n", "row 2 has 1 values, the header names 2 columns"),
+        ("a.csv", b"Frage,Antwort,Frage\na,b,c\n", "the column 'Frage' twice"),
+        ("a.csv", b'Frage,Antwort\n"Who?,Ann\n', "cannot be read as csv: unexpected end of data"),
+        ("a.csv", "Frage,Antwort\nä,b\n".encode("latin-1"), "cannot be read as csv: 'utf-8' codec"),
+        ("a.csv", b"Frage;Antwort\nWho?;Ann\n", "row 1 has no column 'Frage'. It has: Frage;Antwort"),
+        ("a.csv", b"Frage,Antwort\nWho?, \n", "row 1, column 'Antwort': is empty"),
+        ("a.csv", b"Frage,Antwort\n", "holds no rows"),
+        ("a.csv", b"", "holds no rows"),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.json", b"[]", "cannot be read as json: .* no data"),
+        ("a.parquet", b"no", "cannot be read as parquet"),
+    ],
+)
+def test_what_a_file_must_not_be(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SettingsError, match=message) as caught:
+        local({"train": tmp_path / name}).rows("train")
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_byte_order_mark_and_windows_lines_are_no_text(tmp_path):
+    (tmp_path / "a.csv").write_bytes("\ufeffFrage,Antwort\r\nWho?,Ann\r\n\r\nWhy?,Bo\r\n".encode())
+    found = local({"train": tmp_path / "a.csv"}).rows("train")
+    assert [(row["question"], row["answer"]) for row in found] == [("Who?", "Ann"), ("Why?", "Bo")]
+
+
 def test_a_very_long_row_works(tmp_path):
-    found = local({"train": written(tmp_path / "own.csv", [*ROWS, {"Frage": "x" * 30_000, "Antwort": "#### 1"}])})
-    assert len(found.rows("train")[3]["question"]) == 30_000
+    found = local({"train": written(tmp_path / "own.csv", [*ROWS, {"Frage": "ü" * 300_000, "Antwort": "#### 1"}])})
+    assert len(found.rows("train")[3]["question"]) == 300_000
 
 
 def test_whole_numbers_become_text(tmp_path):
