@@ -32,7 +32,7 @@ GREEDY = {
 }  # fmt: skip
 LIKELIHOOD = {
     "_target_": "pipeline.tasks.generation.Likelihood", "id": "own-ppl-v1", "split": "test", "limit": None,
-    "batch_size": 2, "context": 8, "separator": "z",
+    "batch_size": 2, "context": 8, "separator": "z", "start": "bos",
 }  # fmt: skip
 SCORING = [{"_target_": f"pipeline.tasks.final_number.{name}"} for name in ("Strict", "Flexible")]
 WORDS = {"_target_": "pipeline.tasks.gsm8k.GSM8K", "name": "own", "generation": GREEDY, "scoring": SCORING}
@@ -106,7 +106,7 @@ def test_a_base_alone_is_asked_in_one_state(place):
     record = place.evaluate(WORDS)
     assert list(record.result["states"]) == ["base"]
     assert [item["item"] for item in place.items()] == ["own-0", "own-1", "own-2"]
-    assert set(place.items()[0]) == {"state", "item", "reply", "tokens", "stop"}
+    assert set(place.items()[0]) == {"state", "item", "prompt_tokens", "reply", "tokens", "stop"}
     assert record.result["n"] == 3
     asked = record.result["generation"]
     assert asked["do_sample"] is False
@@ -246,8 +246,13 @@ def test_a_prompt_that_does_not_fit_is_said_by_name_or_counted(place):
         place.evaluate(WORDS)
     record = place.evaluate(WORDS | {"generation": GREEDY | {"too_long": "count"}})
     assert record.result["too_long"] == ["long-1"]
-    assert place.items()[3] == {"state": "base", "item": "long-1", "reply": "", "tokens": 0, "stop": "too-long"}
-    assert place.score(WORDS).result["rules"]["gsm8k-strict"]["states"]["base"]["n"] == 4
+    last = place.items()[3]
+    assert last["prompt_tokens"] > 59
+    assert {key: last[key] for key in ("item", "reply", "tokens", "stop")} == {
+        "item": "long-1", "reply": "", "tokens": 0, "stop": "too-long",
+    }  # fmt: skip
+    entry = place.score(WORDS).result["rules"]["gsm8k-strict"]["states"]["base"]
+    assert (entry["n"], entry["too_long"]) == (4, 1)
 
 
 @pytest.mark.parametrize(("context", "message"), [(65, "the model allows 64"), (60, "all texts together have")])
@@ -295,3 +300,10 @@ def test_prepared_rows_go_in_as_they_are(place):
     prepare_data.run(settings, {}, {"record": place.inputs["data"]}, {"started": time.time()})
     record = place.evaluate(TEXTS | {"generation": LIKELIHOOD | {"split": "dev"}})
     assert record.result["n"] > 2
+
+
+@pytest.mark.parametrize("references", [{"a": "#### 1"}, {"a": "#### 1", "b": " "}])
+def test_an_item_without_a_reference_is_an_error_that_names_it(references):
+    items = {"base": [{"item": "a", "reply": "#### 1"}, {"item": "b", "reply": ""}]}
+    with pytest.raises(SettingsError, match=r"gsm8k-strict: item 'b' has no reference"):
+        scores([Strict()], items, references)

@@ -61,12 +61,12 @@ def test_lines_are_encoded_one_by_one_and_joined_by_the_thousand():
 
 
 def test_joined_texts_have_one_start():
-    found = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-")
+    found = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="bos")
     assert [window.ids for window in found.windows] == [[1, ord("a")], [ord("b"), ord("-")]]
     assert found.dropped == 1
 
 
-@pytest.mark.parametrize(("kind", "fields"), [("Likelihood", {"separator": ""}), ("LineBlocks", {"lines": 2})])
+@pytest.mark.parametrize(("kind", "fields"), [("Likelihood", {"separator": "", "start": "bos"}), ("LineBlocks", {"lines": 2})])
 def test_too_little_text_is_said(kind, fields):
     with pytest.raises(SettingsError, match=r"task.own.generation.context: got 9 tokens, all texts together have \d"):
         made(kind, ["ab"], Letters(), context=9, **fields)
