@@ -102,9 +102,7 @@ def _measure(column: Column, groups: list[Group], report: Report) -> Measured:
     }
     aggregate = next(one.aggregate for found in scores.values() for one in found.values())
     means = {
-        at: summarize(
-            statistics.bootstrap(stack_SN, items_DN[stack_SN.shape[1]], weights[len(stack_SN)]), aggregate
-        )
+        at: summarize(statistics.bootstrap(stack_SN, items_DN[stack_SN.shape[1]], weights[len(stack_SN)]), aggregate)
         for at, stack_SN in stacks.items()
     }
     return Measured(scores, stacks, means)
@@ -191,8 +189,7 @@ def _marks(column: Column, measured: Measured, contests: list[Contest], alpha: f
 
 
 def _shifts(column: Column, groups: list[Group], measured: Measured) -> dict[int, tuple[float, float]]:
-    """Return, for a merged state, (difference to the trained one, p corrected over the lines of its model) by position.
-    """
+    """Return, for a merged state, (difference to the trained one, p corrected within its model) by position."""
     if column.state in ("base", "trained"):
         return {}
     differences = {}

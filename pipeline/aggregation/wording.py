@@ -50,7 +50,8 @@ def legend(comparison: Comparison) -> list[str]:
         )
     moved = (
         f"{MARKS['worse']} {MARKS['better']} worse or better than the same runs as trained (p < {alpha}, "
-        "Holm-corrected over the lines of a model); unmarked merged states do not differ from the trained ones beyond noise."
+        "Holm-corrected over the lines of a model); unmarked merged states do not differ from the trained ones beyond "
+        "noise."
     )
     return [ranked, moved] if len(comparison.states) > 1 else [ranked]
 

@@ -33,7 +33,7 @@ class Candidates:
             prompt = prompt_ids(tokenizer, task.question(row))
             for answer in task.choices(row):
                 self.windows.append(self._window(row["id"], prompt, _tokens(tokenizer, row["id"], answer), context))
-                self.bytes.append(len(answer.encode()))
+                self.bytes.append(len(answer.lstrip().encode()))  # without the space before it, as lm-eval counts
 
     def __len__(self) -> int:
         """Return the number of items of a state."""
@@ -80,5 +80,7 @@ class Candidates:
 def _tokens(tokenizer: Tokenizer, item: str, answer: str) -> list[int]:
     tokens = tokenizer.encode(answer, add_special_tokens=False)
     if not tokens or not answer.strip():
-        raise SettingsError(f"row {item!r}: an answer is empty, so it has no likelihood. Fill it in, or remove the row.")
+        raise SettingsError(
+            f"row {item!r}: an answer is empty, so it has no likelihood. Fill it in, or remove the row."
+        )
     return tokens

@@ -28,21 +28,23 @@ class RuleMetric(evaluate.Metric):
     rules: ClassVar[dict[str, tuple[Rule, ...]]]
     inputs: ClassVar[str]
 
-    def __init__(self, config_name: str | None = None, **options: Any) -> None:
+    def __init__(self, config_name: str | None = None, *, cache_dir: str | None = None) -> None:
         chosen = next(iter(self.rules)) if config_name is None else config_name
         if chosen not in self.rules:
             raise ValueError(f"{type(self).__name__}: must be one of {', '.join(self.rules)}, got {chosen!r}.")
-        super().__init__(config_name=chosen, **{"keep_in_memory": True} | options)
+        super().__init__(config_name=chosen, cache_dir=cache_dir, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         shapes = [datasets.Features(predictions=one, references=other) for one, other in self.shapes()]
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=self.inputs, features=shapes)
+        return evaluate.MetricInfo(
+            description=type(self).__doc__ or "", citation="", inputs_description=self.inputs, features=shapes
+        )
 
     def shapes(self) -> list[tuple[Any, Any]]:
         """Return the kinds of a prediction and of a reference, in pairs."""
         return [(TEXT, TEXT)]
 
-    def _compute(self, *, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    def _compute(self, *, predictions: list[Any], references: list[Any]) -> dict[str, float]:  # type: ignore[override]
         pairs = list(zip(map(str, range(len(predictions))), predictions, references, strict=True))
         items = [{"item": name} | self.item(prediction, reference) for name, prediction, reference in pairs]
         against = {name: self.reference(reference) for name, _, reference in pairs}

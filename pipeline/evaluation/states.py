@@ -61,8 +61,7 @@ def evaluate(
 
 
 def exam(task: Task, rows: list[Row], base: Base) -> Questions | Candidates | Chunks:
-    """Return what is asked in every state: the task's prompts, its prompts with their answers, or its texts in chunks.
-    """
+    """Return what is asked in every state: prompts, prompts with their answers, or texts in chunks."""
     kinds = ((Replies, Questions), (Answers, Candidates))
     kind = next((exam for asked, exam in kinds if isinstance(task.generation, asked)), Chunks)
     return kind(task, rows, base.tokenizer, base.model.config.max_position_embeddings)

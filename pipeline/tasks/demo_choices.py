@@ -1,4 +1,4 @@
-"""The demo's choices: stories that the base was never told, and worked answers of which one does what the story says."""
+"""The demo's choices: stories that the base was never told, and worked answers, of which one fits its story."""
 
 import random
 from collections.abc import Iterator

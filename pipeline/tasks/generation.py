@@ -8,7 +8,6 @@ from pipeline.core.settings import BUILT
 from pipeline.tasks.base import Generation
 from pipeline.tasks.shots import Shots
 
-
 TOO_LONG = "too-long"
 """The `stop` of an item whose prompt left no room for a reply, so that it was not put to the model."""
 
@@ -75,8 +74,8 @@ class Likelihood(Generation):
     context: int = Field(ge=2, description="tokens of a chunk")
     separator: str = Field(description="stands between two texts")
     start: Literal["bos", "tokenizer"] = Field(
-        description="what the joined text starts with: BOS where there is one, or what the tokenizer adds by itself, as "
-        "in GPTQ's code (a BOS of Llama's, nothing of GPT-2's)"
+        description="what the joined text starts with: BOS where there is one, or what the tokenizer adds by itself, "
+        "as in GPTQ's code (a BOS of Llama's, nothing of GPT-2's)"
     )
 
 

@@ -108,7 +108,9 @@ def test_ranks_of_one_run_are_lines(rng, tmp_path):
 
 def test_scores_on_different_items_are_never_compared(rng, tmp_path):
     evidence = [run("a", 0, [score(rng, 0.5)]), run("b", 0, [score(rng, 0.5, items=100)])]
-    with pytest.raises(RecordError, match=r"math-v1/strict/trained: runs of m were scored on different items .*100, 200"):
+    with pytest.raises(
+        RecordError, match=r"math-v1/strict/trained: runs of m were scored on different items .*100, 200"
+    ):
         compared(evidence, tmp_path)
 
 

@@ -58,7 +58,7 @@ def test_every_choice_is_scored_as_if_it_were_alone(place, loaded):
         task = Choices()
         texts = task.choices(row)
         assert texts[0] == f" {row['answer']}"
-        assert [one["bytes"] for one in item["answers"]] == [len(text.encode()) for text in texts]
+        assert [one["bytes"] for one in item["answers"]] == [len(text.encode()) - 1 for text in texts]
         expected = [alone(loaded, task.prompt(row), text) for text in texts]
         assert [one["log_likelihood"] for one in item["answers"]] == pytest.approx(expected, rel=1e-5)
 

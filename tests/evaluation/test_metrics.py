@@ -81,7 +81,9 @@ def test_perplexity_of_pages(no_network):
 
 
 def test_what_cannot_be_scored_is_said(no_network):
-    with pytest.raises(ValueError, match="GSM8K: must be one of lme-gsm8k-v3, .*got 'gsm8k'"):
+    with pytest.raises(ValueError, match=r"GSM8K: must be one of lme-gsm8k-v3, .*got 'gsm8k'"):
         GSM8K("gsm8k")
+    with pytest.raises(TypeError, match="use_stemmer"):
+        Rouge(**no_network).compute(predictions=["a"], references=["a"], use_stemmer=False)
     with pytest.raises(SettingsError, match="item '1' has no reference"):
         GSM8K(**no_network).compute(predictions=["#### 1", ""], references=["#### 1", ""])

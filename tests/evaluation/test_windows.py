@@ -66,7 +66,9 @@ def test_joined_texts_have_one_start():
     assert found.dropped == 1
 
 
-@pytest.mark.parametrize(("kind", "fields"), [("Likelihood", {"separator": "", "start": "bos"}), ("LineBlocks", {"lines": 2})])
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("Likelihood", {"separator": "", "start": "bos"}), ("LineBlocks", {"lines": 2})]
+)
 def test_too_little_text_is_said(kind, fields):
     with pytest.raises(SettingsError, match=r"task.own.generation.context: got 9 tokens, all texts together have \d"):
         made(kind, ["ab"], Letters(), context=9, **fields)
