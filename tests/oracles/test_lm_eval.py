@@ -17,7 +17,6 @@ import lm_eval
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.core.settings import build
@@ -161,7 +160,6 @@ def compared(tmp_path_factory):
 def saved(folder: Path):
     """Save a random Llama that says the tokens of `SAID` alone; its config asks for sampling, which changes nothing."""
     built = demo_tokenizer.build()
-    built.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
