@@ -54,11 +54,15 @@ def _plan(settings: dict[str, Any]) -> Plan:
 
 
 def _pairs(settings: dict[str, Any], manifest: Path) -> dict[str, Pairs]:
-    """Read the rows of train and dev as (id, prompt, answer); files are checked against the manifest."""
+    """Read the rows of train and dev with the answers that are trained on; files are checked against the manifest."""
     task = build(settings["task"], "task")
     assert isinstance(task, Task)
+    choosing = settings["training"].get("choice_losses") is not None
     return {
-        split: [(str(row["id"]), task.prompt(row), task.answer(row)) for row in rows.split(manifest, split)]
+        split: [
+            (str(row["id"]), task.prompt(row), task.choices(row) if choosing else (task.answer(row),))
+            for row in rows.split(manifest, split)
+        ]
         for split in ("train", "dev")
     }
 

@@ -2,6 +2,9 @@
 
 from typing import Protocol
 
+IGNORED = -100
+"""The label of a position that has no target."""
+
 
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""

@@ -48,9 +48,11 @@ class Build(Source):
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
 
     @model_validator(mode="after")
-    def _in_fp32(self) -> "Build":
+    def _for_pretraining(self) -> "Build":
         if self.training.precision != "fp32":
             raise ValueError(f"training.precision must be fp32 for pre-training, got {self.training.precision}")
+        if self.training.train_rows != "all" or self.training.choice_losses:
+            raise ValueError("training.train_rows and training.choice_losses are for fine-tuning; leave them out")
         return self
 
     def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
@@ -86,9 +88,9 @@ class Build(Source):
 
     def _train(self, model: Any, tokenizer: Any, checkpoints: Checkpoints) -> Outcome:
         kept = self.training
-        pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
+        pairs = [(str(i), prompt, (answer,)) for i, (prompt, answer) in enumerate(self.corpus.pairs())]
         single = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
-        stretches = self._stretches(tokenizer, [prompt + answer for _, prompt, answer in pairs])
+        stretches = self._stretches(tokenizer, [prompt + answer for _, prompt, (answer,) in pairs])
         rows_of = batches.order(self.seed, len(single), kept.batch_size)
         stretches_of = batches.order(self.seed, len(stretches), self.packed.rows)
 
