@@ -1,11 +1,12 @@
 """Likelihoods of answers: equal to a forward of each alone, whatever the batch; too long, empty or alone is said."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from pipeline.core.settings import SettingsError
+from pipeline.core.settings import SettingsError, build
 from pipeline.evaluation import likelihood
 from pipeline.evaluation.score import scores
 from pipeline.models.load import load_base
@@ -159,3 +160,23 @@ def test_long_answers_count_by_their_length():
     assert got["gold-logprob"]["states"]["base"]["score"] == pytest.approx(-10 / 4)
     assert got["gold-logprob"]["states"]["base"]["per_item"] == pytest.approx([-0.5, -4.5])
     assert got["gold-logprob-byte"]["states"]["base"]["score"] == pytest.approx(-10 / 8)
+
+
+@pytest.mark.parametrize(("answers", "answer"), [("text", "yes, a lot"), ("place", 1)])
+def test_rows_of_your_own_from_a_file(place, tmp_path, answers, answer):
+    """A jsonl with a list of choices is trained on and scored without code."""
+    row = {"q": "is ice cold", "options": ["no", "yes, a lot"], "label": answer}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    data = {
+        "_target_": "pipeline.tasks.local.Local", "license": "CC0-1.0", "files": {"test": str(tmp_path / "own.jsonl")},
+        "columns": {"question": "q", "choices": "options", "answer": "label"}, "lists": {"choices": "references"},
+        "key": "question", "carve": {},
+    }  # fmt: skip
+    task = build(CHOICES | {"answers": answers, "data": data})
+    (found,) = task.data.rows("test")
+    assert task.choices(found) == (" yes, a lot", " no")
+    place.data([found])
+    place.evaluate(CHOICES | {"answers": answers})
+    rules = place.score(CHOICES | {"answers": answers}).result["rules"]
+    assert set(rules) == {"gold-logprob", "gold-logprob-byte", "rank-token"}
+    assert rules["rank-token"]["states"]["base"]["score"] in (0.0, 100.0)

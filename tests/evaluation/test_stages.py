@@ -12,7 +12,6 @@ from pipeline.adapters import files
 from pipeline.adapters.lora import LoRA
 from pipeline.core import records
 from pipeline.core.settings import SettingsError, build, parse
-from pipeline.evaluation.score import scores
 from pipeline.evaluation.settings import STATES, Evaluation
 from pipeline.models import states
 from pipeline.models.adapt import adapt
@@ -20,8 +19,6 @@ from pipeline.models.load import load_base
 from pipeline.models.states import Label, entered
 from pipeline.stages import evaluate, prepare_data, score
 from pipeline.tasks import rows
-from pipeline.tasks.final_number import Flexible, Strict
-from pipeline.tasks.perplexity import Perplexity
 from tests.models.conftest import FORMATS, HARDWARE, prepared  # noqa: F401  (prepared is a fixture)
 
 ADAPTER = LoRA(rank=2, alpha=4.0, roles=("q", "v"))
@@ -277,15 +274,6 @@ def test_states_are_those_of_models():
             parse(Evaluation, {"states": wrong, "precision": "fp32"}, "evaluation")
 
 
-def test_aggregates():
-    items = {"base": [{"item": "a", "reply": "#### 1"}, {"item": "b", "reply": "#### 3"}]}
-    got = scores([Strict(), Flexible()], items, {"a": "#### 1", "b": "#### 2"})
-    assert [rule["states"]["base"]["score"] for rule in got.values()] == [50.0, 50.0]
-    chunks = {"base": [{"item": str(n), "log_likelihood": -n * math.log(2), "tokens": 1} for n in (1, 3)]}
-    got = scores([Perplexity()], chunks, {})["perplexity"]
-    assert got["states"]["base"]["score"] == pytest.approx(4.0)
-
-
 def test_a_rule_that_reads_other_items_is_refused():
     with pytest.raises(SettingsError, match="perplexity reads the items of a likelihood generation, got a replies one"):
         build(WORDS | {"scoring": [{"_target_": "pipeline.tasks.perplexity.Perplexity"}]}, "task.own")
@@ -300,10 +288,3 @@ def test_prepared_rows_go_in_as_they_are(place):
     prepare_data.run(settings, {}, {"record": place.inputs["data"]}, {"started": time.time()})
     record = place.evaluate(TEXTS | {"generation": LIKELIHOOD | {"split": "dev"}})
     assert record.result["n"] > 2
-
-
-@pytest.mark.parametrize("references", [{"a": "#### 1"}, {"a": "#### 1", "b": " "}])
-def test_an_item_without_a_reference_is_an_error_that_names_it(references):
-    items = {"base": [{"item": "a", "reply": "#### 1"}, {"item": "b", "reply": ""}]}
-    with pytest.raises(SettingsError, match=r"gsm8k-strict: item 'b' has no reference"):
-        scores([Strict()], items, references)

@@ -18,6 +18,13 @@ class Letters:
         return "".join(map(chr, token_ids))
 
 
+class NoSpecial(Letters):
+    """Has a BOS and never adds it, as GPT-2's."""
+
+    def encode(self, text, *, add_special_tokens):
+        return [ord(letter) for letter in text]
+
+
 class NoStart(Letters):
     bos_token_id = None
 
@@ -64,6 +71,13 @@ def test_joined_texts_have_one_start():
     found = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="bos")
     assert [window.ids for window in found.windows] == [[1, ord("a")], [ord("b"), ord("-")]]
     assert found.dropped == 1
+
+
+def test_the_start_of_joined_texts_may_be_the_tokenizer_s_own():
+    found = made("Likelihood", ["ab", "c"], NoSpecial(), context=2, separator="-", start="tokenizer")
+    assert [window.ids for window in found.windows] == [[ord("a"), ord("b")], [ord("-"), ord("c")]]
+    own = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="tokenizer")
+    assert own == made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="bos")
 
 
 @pytest.mark.parametrize(
