@@ -84,34 +84,44 @@ def _column(task: TaskPlan, score: Score, state: str) -> Column:
 
 
 def _measure(column: Column, groups: list[Group], report: Report) -> Measured:
-    """Stack the item scores of every line of a column and bootstrap them all on the same draws of items."""
+    """Stack the item scores of every line of a column and bootstrap those of a model on the same draws of items."""
     scores = {}
     for position, group in enumerate(groups):
         found = group.scores.get((column.task, column.rule, "base" if group.is_base else column.state))
         if found:
             scores[position] = found
     stacks = {at: np.stack([one.item_scores_N for one in found.values()]) for at, found in scores.items()}
-    items = _same_items(column, scores)
-    items_DN = statistics.item_weights(items, report.draws, report.seed, column.task)
+    _same_items(column, groups, scores)
+    items_DN = {
+        count: statistics.item_weights(count, report.draws, report.seed, column.task)
+        for count in {stack_SN.shape[1] for stack_SN in stacks.values()}
+    }
     weights = {
         count: statistics.seed_weights(count, report.draws, report.seed)
         for count in {len(stack_SN) for stack_SN in stacks.values()}
     }
     aggregate = next(one.aggregate for found in scores.values() for one in found.values())
     means = {
-        at: summarize(statistics.bootstrap(stack_SN, items_DN, weights[len(stack_SN)]), aggregate)
+        at: summarize(statistics.bootstrap(stack_SN, items_DN[stack_SN.shape[1]], weights[len(stack_SN)]), aggregate)
         for at, stack_SN in stacks.items()
     }
     return Measured(scores, stacks, means)
 
 
-def _same_items(column: Column, scores: dict[int, dict[str, Score]]) -> int:
-    """Return how many items the column has, and refuse to compare lines that were not scored on the same ones."""
-    lists = {one.items for found in scores.values() for one in found.values()}
-    if len(lists) != 1:
-        sizes = ", ".join(sorted(str(len(items)) for items in lists))
-        raise RecordError(f"{column.key}: runs were scored on different items (lists of {sizes}). Score them again.")
-    return len(lists.pop())
+def _same_items(column: Column, groups: list[Group], scores: dict[int, dict[str, Score]]) -> None:
+    """Refuse to compare lines of one model that were not scored on the same items.
+
+    Those of two models may differ: chunks are cut from the tokens of a model's own tokenizer.
+    """
+    lists: dict[str, set[tuple[str, ...]]] = {}
+    for at, found in scores.items():
+        lists.setdefault(groups[at].model, set()).update(one.items for one in found.values())
+    for model, of in lists.items():
+        if len(of) != 1:
+            sizes = ", ".join(sorted(str(len(items)) for items in of))
+            raise RecordError(
+                f"{column.key}: runs of {model} were scored on different items (lists of {sizes}). Score them again."
+            )
 
 
 def _contests(groups: list[Group], measured: Measured) -> list[Contest]:
@@ -179,7 +189,7 @@ def _marks(column: Column, measured: Measured, contests: list[Contest], alpha: f
 
 
 def _shifts(column: Column, groups: list[Group], measured: Measured) -> dict[int, tuple[float, float]]:
-    """Return, for a merged state, (difference to the trained one, corrected p) by position of the line."""
+    """Return, for a merged state, (difference to the trained one, p corrected within its model) by position."""
     if column.state in ("base", "trained"):
         return {}
     differences = {}
@@ -188,8 +198,12 @@ def _shifts(column: Column, groups: list[Group], measured: Measured) -> dict[int
         both = [found[seed].item_scores_N - trained[seed].item_scores_N for seed in found if seed in trained]
         if both:
             differences[at] = np.stack(both)
-    p_P = statistics.shifts(list(differences.values()))
-    return {at: (float(one.mean()), float(p)) for (at, one), p in zip(differences.items(), p_P, strict=True)}
+    shifts = {}
+    for model in dict.fromkeys(groups[at].model for at in differences):
+        own = {at: one for at, one in differences.items() if groups[at].model == model}
+        p_P = statistics.shifts(list(own.values()))
+        shifts |= {at: (float(one.mean()), float(p)) for (at, one), p in zip(own.items(), p_P, strict=True)}
+    return shifts
 
 
 def _shift_mark(column: Column, shift: tuple[float, float] | None, alpha: float) -> dict[str, Any]:

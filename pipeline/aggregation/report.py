@@ -102,7 +102,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         (f"{len(comparison.states)}", "states scored"),
     ]
     if target and scored:
-        facts.append((f"{scored[0].cells[target.key].items}", "target items"))
+        counts = dict.fromkeys(f"{line.cells[target.key].items}" for line in scored)
+        facts.append((" or ".join(counts), "target items"))
     failed = {note.where for line in runs for note in line.notes if note.status != "missing"}
     return [*facts, (f"{len(failed)}", "diverged or out of memory"), (f"{len(comparison.missing)}", "records missing")]
 

@@ -50,7 +50,8 @@ def legend(comparison: Comparison) -> list[str]:
         )
     moved = (
         f"{MARKS['worse']} {MARKS['better']} worse or better than the same runs as trained (p < {alpha}, "
-        "Holm-corrected over the lines); unmarked merged states do not differ from the trained ones beyond noise."
+        "Holm-corrected over the lines of a model); unmarked merged states do not differ from the trained ones beyond "
+        "noise."
     )
     return [ranked, moved] if len(comparison.states) > 1 else [ranked]
 
@@ -115,9 +116,11 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
 def _protocol(comparison: Comparison, task: TaskInfo) -> str:
     """Return such as `gsm8k-0shot-demo-v1 (target): n = 500; strict (% ↑), flexible (% ↑)`."""
     columns = [column for column in comparison.columns if column.task == task.name]
-    items = next((line.cells[c.key].items for c in columns for line in comparison.lines if c.key in line.cells), None)
+    items = {line.model: line.cells[c.key].items for c in columns for line in comparison.lines if c.key in line.cells}
+    of_all = {f"n = {count}" for count in items.values()}
+    counts = of_all if len(of_all) == 1 else [f"n = {count} on {model}" for model, count in items.items()]
     rules = dict.fromkeys(f"{one.rule} ({one.unit} {ARROWS[one.better]})" for one in columns)
-    counted = "nothing scored yet" if items is None else f"n = {items}; {', '.join(rules)}"
+    counted = f"{', '.join(counts)}; {', '.join(rules)}" if items else "nothing scored yet"
     return f"{titled(task)}: {counted}"
 
 

@@ -8,13 +8,10 @@ from pipeline.steps.decode import DECODING, Reply, decode, highest
 from pipeline.steps.sample import Sampler
 from pipeline.steps.tokens import Tokenizer, prompt_ids, start_facts, stop_ids
 from pipeline.tasks.base import Row, Task
-from pipeline.tasks.generation import Replies, Sampled
+from pipeline.tasks.generation import TOO_LONG, Replies, Sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TOO_LONG = "too-long"
-"""Why a question was not put to the model at all."""
 
 
 class Questions:
@@ -72,9 +69,12 @@ class Questions:
             batch = order[start : start + self.settings.batch_size]
             replies |= zip(batch, self._ask(model, batch), strict=True)
         return [
-            {"item": name, "reply": self._text(reply), "tokens": len(reply.tokens), "stop": reply.stop}
-            for name, (_, reply) in zip(self.names, sorted(replies.items()), strict=True)
-        ]
+            {
+                "item": self.names[index], "prompt_tokens": len(self.prompts[index]),
+                "reply": self._text(reply), "tokens": len(reply.tokens), "stop": reply.stop,
+            }
+            for index, reply in sorted(replies.items())
+        ]  # fmt: skip
 
     def _ask(self, model: "PreTrainedModel", batch: list[int]) -> list[Reply]:
         return decode(

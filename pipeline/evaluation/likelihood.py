@@ -1,10 +1,14 @@
-"""Log-likelihoods of a task's texts, window by window. Letters: B windows, T tokens of a window, D hidden width."""
+"""Log-likelihoods of a task's texts, window by window.
+
+Letters: B windows, T tokens of a window, N targets of a window, V vocabulary, D hidden width.
+"""
 
 import math
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from pipeline.core.settings import SettingsError
 from pipeline.evaluation.windows import Window, cut
@@ -14,6 +18,9 @@ from pipeline.tasks.generation import Likelihood, LineBlocks, Rolling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LOGITS = 2**25
+"""Logits held at once: 128 MiB in fp32, 256 positions of a vocabulary of 128 k."""
 
 
 class Chunks:
@@ -46,19 +53,13 @@ class Chunks:
         """Return what was counted, for the record."""
         return {"dropped_tokens": self.dropped}
 
-    @torch.no_grad()
     def items(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
         """Return the log-likelihood in nats of every item's targets, in order, and of each of its windows.
 
         Raises:
             FloatingPointError: a log-likelihood is not a finite number.
         """
-        found: list[float] = []
-        size = self.settings.batch_size
-        for start in range(0, len(self.windows), size):
-            found += _scored(model, self.windows[start : start + size])
-        if not all(map(math.isfinite, found)):
-            raise FloatingPointError("the model's log-likelihoods are not finite")
+        found = finite_log_likelihoods(model, self.windows, self.settings.batch_size)
         return [
             _item(name, [(window, one) for window, one in group])
             for name, group in groupby(zip(self.windows, found, strict=True), key=lambda pair: pair[0].item)
@@ -71,18 +72,44 @@ def _item(name: str, parts: list[tuple[Window, float]]) -> dict[str, Any]:
     return item if len(parts) == 1 else item | {"windows": [one for _, one in parts]}
 
 
-def _scored(model: "PreTrainedModel", windows: list[Window]) -> list[float]:
+def finite_log_likelihoods(model: "PreTrainedModel", windows: list[Window], batch_size: int) -> list[float]:
+    """Return the log-likelihood in nats of each window's targets, in order; neighbors in length are read together.
+
+    Raises:
+        FloatingPointError: one is not a finite number.
+    """
+    order = sorted(range(len(windows)), key=lambda index: len(windows[index].ids))
+    found: dict[int, float] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        found |= zip(batch, _log_likelihoods(model, [windows[index] for index in batch]), strict=True)
+    if not all(map(math.isfinite, found.values())):
+        raise FloatingPointError("the model's log-likelihoods are not finite")
+    return [found[index] for index in range(len(windows))]
+
+
+@torch.no_grad()
+def _log_likelihoods(model: "PreTrainedModel", windows: list[Window]) -> list[float]:
     """Return the log-likelihood of each window's targets.
 
     Shorter windows are padded on the right, where a causal model looks from no position that counts.
     """
     head, longest = model.get_output_embeddings(), max(len(window.ids) for window in windows)
     assert head is not None
+    rows = max(1, LOGITS // model.config.vocab_size)
     ids_BT = torch.tensor([window.ids + [0] * (longest - len(window.ids)) for window in windows], device=model.device)
     hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    found = []
-    for hidden_TD, window in zip(hidden_BTD, windows, strict=True):  # the logits of one window at a time
-        targets_T = torch.tensor(window.targets, device=model.device)
-        logits_TV = head(hidden_TD[window.first : window.first + len(targets_T)]).float()
-        found.append(-torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum").item())
-    return found
+    return [
+        _sum(head, hidden_TD[window.first : window.first + len(window.targets)], window.targets, rows)
+        for hidden_TD, window in zip(hidden_BTD, windows, strict=True)
+    ]
+
+
+def _sum(head: nn.Module, hidden_ND: Tensor, targets: list[int], rows: int) -> float:
+    """Return the sum over targets of their log-probability; `rows` of them have their logits made at once."""
+    targets_N = torch.tensor(targets, device=hidden_ND.device)
+    losses = [
+        nn.functional.cross_entropy(head(part_ND).float(), part_N, reduction="none").double().sum()
+        for part_ND, part_N in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+    ]
+    return -torch.stack(losses).sum().item()

@@ -6,12 +6,13 @@ from typing import Any
 
 from pipeline.adapters.base import Method
 from pipeline.core.records import Record, RecordError
+from pipeline.evaluation.answers import Candidates
 from pipeline.evaluation.generate import Questions
 from pipeline.evaluation.likelihood import Chunks
 from pipeline.models.load import Base
 from pipeline.models.states import Label, entered
 from pipeline.tasks.base import Row, Task
-from pipeline.tasks.generation import Replies
+from pipeline.tasks.generation import Answers, Replies
 
 Items = list[dict[str, Any]]
 
@@ -59,9 +60,10 @@ def evaluate(
     } | questions.facts()
 
 
-def exam(task: Task, rows: list[Row], base: Base) -> Questions | Chunks:
-    """Return what is asked in every state: the task's prompts, or its texts in chunks."""
-    kind = Questions if isinstance(task.generation, Replies) else Chunks
+def exam(task: Task, rows: list[Row], base: Base) -> Questions | Candidates | Chunks:
+    """Return what is asked in every state: prompts, prompts with their answers, or texts in chunks."""
+    kinds = ((Replies, Questions), (Answers, Candidates))
+    kind = next((exam for asked, exam in kinds if isinstance(task.generation, asked)), Chunks)
     return kind(task, rows, base.tokenizer, base.model.config.max_position_embeddings)
 
 

@@ -48,7 +48,10 @@ def cut(task: Task, rows: list[Row], tokenizer: Tokenizer) -> Cut:
         parts = [list(chain(*lines[start : start + asked.lines])) for start in range(0, len(lines), asked.lines)]
         return _some(task, _blocks(parts, asked.context), asked)
     assert isinstance(asked, Likelihood)
-    return _some(task, _blocks([prompt_ids(tokenizer, asked.separator.join(texts))], asked.context), asked)
+    joined = asked.separator.join(texts)
+    own = asked.start == "tokenizer"
+    tokens = tokenizer.encode(joined, add_special_tokens=True) if own else prompt_ids(tokenizer, joined)
+    return _some(task, _blocks([tokens], asked.context), asked)
 
 
 def rolling(item: str, tokenizer: Tokenizer, text: str, context: int) -> Iterator[Window]:

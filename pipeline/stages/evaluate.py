@@ -17,7 +17,7 @@ from pipeline.models.load import load_base
 from pipeline.models.states import Label, labels
 from pipeline.tasks import rows
 from pipeline.tasks.base import SHOTS, Row, Task
-from pipeline.tasks.generation import Replies
+from pipeline.tasks.generation import Prompted
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -33,7 +33,9 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     result = names | {"items_sha256": rows.write(outputs["items"], labelled)} | result
     about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
     records.write(outputs["record"], stage="evaluate", settings=settings, result=result, about=about, status=status)
-    print(f"{task.name}: {result.get('reason') or ', '.join(items)}", flush=True)
+    counted = {fact: len(names) for fact in ("too_long", "cut") if (names := result.get(fact))}
+    told = "".join(f"; {count} prompts {fact.replace('_', ' ')}" for fact, count in counted.items())
+    print(f"{task.name}: {result.get('reason') or ', '.join(items) + told}", flush=True)
 
 
 MADE = {"train": "finetune", "merge": "merge"}
@@ -88,7 +90,7 @@ def _asked(task: Task, manifest: Path) -> list[Row]:
     found = rows.split(manifest, task.generation.split)[: task.generation.limit]
     if not found:
         raise SettingsError(f"{task.name}: the {task.generation.split} split has no rows. Give it some in data.")
-    if not (isinstance(task.generation, Replies) and task.generation.shots):
+    if not (isinstance(task.generation, Prompted) and task.generation.shots):
         return found
     before = task.generation.shots.texts(task, rows.train_file(manifest))
     return [row | {SHOTS: next(before)} for row in found]

@@ -28,7 +28,7 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     assert isinstance(task, Task)
     plan = _plan(settings, task)
     base = load_base(inputs["model"], inputs["base"], device=str(device), dtype=plan.training.precision)
-    pairs = _pairs(task, inputs["data"])
+    pairs = _pairs(task, plan.training, inputs["data"])
     made_by = {"settings": settings} | {key: about[key] for key in ("code", "upstream") if key in about}
     checkpoints = Checkpoints(record.parent / "checkpoints", made_by)
     meter = Meter(device)
@@ -56,10 +56,14 @@ def _plan(settings: dict[str, Any], task: Task) -> Plan:
     return Plan(adapter, optimizer, training, settings["seed"], task.chat)
 
 
-def _pairs(task: Task, manifest: Path) -> dict[str, Pairs]:
-    """Read the rows of train and dev as (id, prompt, answer); files are checked against the manifest."""
+def _pairs(task: Task, training: Training, manifest: Path) -> dict[str, Pairs]:
+    """Read the rows of train and dev with the answers that are trained on; files are checked against the manifest."""
+    choosing = training.choice_losses is not None
     return {
-        split: [(str(row["id"]), task.prompt(row), task.answer(row)) for row in rows.split(manifest, split)]
+        split: [
+            (str(row["id"]), task.prompt(row), task.choices(row) if choosing else (task.answer(row),))
+            for row in rows.split(manifest, split)
+        ]
         for split in ("train", "dev")
     }
 

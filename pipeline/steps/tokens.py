@@ -12,6 +12,9 @@ from pipeline.tasks.base import Chat
 
 PROBE = ("the prompt goes here", "the answer goes here")
 
+IGNORED = -100
+"""The label of a position that has no target."""
+
 
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""

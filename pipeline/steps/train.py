@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-IGNORED = -100
+from pipeline.steps.choices import ChoiceRows, Choices
+from pipeline.steps.tokens import IGNORED
 
 
 @dataclass
@@ -18,11 +19,13 @@ class Batch:
 
     `labels_BT[b, t]` is the token that position t must predict (already shifted), or IGNORED.
     `share` is this part's share of the labelled tokens of the whole step; the shares of a step sum to 1.
+    `choices` are there where wrong answers are trained on as well; their rows have no labels.
     """
 
     ids_BT: Tensor
     labels_BT: Tensor
     share: float
+    choices: Choices | None = None
 
 
 class Rows:
@@ -44,13 +47,14 @@ class Rows:
         return nn.functional.cross_entropy(logits_MV, labels_BT[labelled_BT])
 
 
-def forward(model: Any, batch: Batch) -> Rows:
+def forward(model: Any, batch: Batch) -> Rows | ChoiceRows:
     """Run the decoder on a right-padded batch.
 
     No attention mask is needed: under a causal mask the padding on the right is never looked at by a labelled row.
     """
     hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    return Rows(hidden_BTD, model.get_output_embeddings())
+    head = model.get_output_embeddings()
+    return ChoiceRows(hidden_BTD, head, batch.choices) if batch.choices else Rows(hidden_BTD, head)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.core.settings import SettingsError, canonical, nearest, parse
 from pipeline.sweeps.nodes import Node, flat
-from pipeline.sweeps.settings import CHOICES, SIZES, Request, Sweep, split
+from pipeline.sweeps.settings import ALIASES, CHOICES, SIZES, Request, Sweep, split
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = (*CHOICES, "task", "evaluation", "tracker", "hardware", "report", "sweep")
@@ -123,7 +123,7 @@ def parsed(texts: tuple[str, ...]) -> list[Override]:
             one = parser.parse_override(text)
         except HydraException as error:
             raise SettingsError(f"{text}: cannot be read ({str(error).splitlines()[0]}). Write key=value.") from None
-        key = one.key_or_group
+        key = ALIASES.get(one.key_or_group, one.key_or_group)
         if one.is_sweep_override():
             raise SettingsError(f"{key}: got several values, {text!r}. A grid goes into sweep.axes={{{key}: [...]}}.")
         if one.type is None or one.type.name != "CHANGE":

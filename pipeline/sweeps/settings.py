@@ -17,6 +17,8 @@ CHOICES = ("model", "quantization", "adapter", "optimizer", "training")
 """Axes that choose a file of conf/<axis>/ each."""
 SIZES = {"rank": "adapter.rank", "block_size": "adapter.block_size"}
 """Axes that set one key of the adapters that have it."""
+ALIASES = {"task.train_rows": "training.train_rows"}
+"""Keys by the name that the literature has for them, and by their own."""
 
 
 class Sweep(Settings):
@@ -55,7 +57,7 @@ class Sweep(Settings):
         if wrong := [key for key in axes if "." not in key]:
             raise ValueError(f"{wrong[0]!r} must be a dotted key such as training.learning_rate; seed, rank and the "
                              f"like are lists of the sweep itself: sweep.{wrong[0]}=[...]")  # fmt: skip
-        return axes
+        return own_names(axes)
 
     def grids(self) -> list[dict[str, list[Any]]]:
         """Return the sweep's grid and one more for each entry of `include`: axis or dotted key -> values."""
@@ -76,7 +78,7 @@ class Sweep(Settings):
                     f"sweep.{where}: there is no axis {axis!r}.{nearest(axis, list(self.named))} "
                     f"Allowed: {', '.join(self.named)}, or a dotted key such as adapter.alpha."
                 )
-        return entry
+        return own_names(entry)
 
 
 class Request(Settings):
@@ -109,6 +111,11 @@ def split(given: str | list[str] | tuple[str, ...]) -> list[str]:
         else:
             words[-1] += char
     return [word for word in words if word]
+
+
+def own_names(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same values under the keys' own names."""
+    return {ALIASES.get(key, key): value for key, value in keys.items()}
 
 
 def slug(key: str, value: object) -> str:

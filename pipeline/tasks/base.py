@@ -78,6 +78,8 @@ class Rule(Settings, ABC):
     unit: ClassVar[str]
     better: ClassVar[Literal["higher", "lower"]]
     aggregate: ClassVar[Literal["mean", "exp-mean"]] = "mean"
+    compares: ClassVar[bool] = True
+    """Whether it needs the reference of an item; chunks of joined texts have none."""
 
     @property
     @abstractmethod
@@ -130,6 +132,10 @@ class Task(Settings, ABC):
     @abstractmethod
     def reference(self, row: Row) -> str:
         """Return what scoring rules compare with."""
+
+    def choices(self, row: Row) -> tuple[str, ...]:
+        """Return the answers that there are to choose from, the right one first; it alone where nothing is chosen."""
+        return (self.answer(row),)
 
     def question(self, row: Row) -> str:
         """Return all that the model reads in an evaluation: the worked examples, if any, and the prompt."""

@@ -67,14 +67,20 @@ def problems(kind: str, split: str, seed: int) -> Iterator[Row]:
     while True:
         template, operators = draw.choice(TEMPLATES[kind])
         a, b, c = (draw.randint(*bounds) for bounds in RANGES.get(operators, ADDITIVE))
-        first = _apply(a, operators[0], b)
-        last = _apply(first, operators[1], c)
+        answer = worked(a, b, c, operators)
         n, m = draw.sample(NAMES, 2)
         o = draw.choice(OBJECTS)
-        in_range = 0 <= first <= LARGEST and 0 <= last <= LARGEST
-        if in_range and split_of((template, a, b, c)) == split:
-            steps = f"{a} {operators[0]} {b} = {first} . {first} {operators[1]} {c} = {last}"
-            yield {"question": template.format(n=n, m=m, o=o, a=a, b=b, c=c), "answer": f"{steps} #### {last}"}
+        if answer is not None and split_of((template, a, b, c)) == split:
+            yield {"question": template.format(n=n, m=m, o=o, a=a, b=b, c=c), "answer": answer}
+
+
+def worked(a: int, b: int, c: int, operators: str) -> str | None:
+    """Return both steps and the result, or None where a number is not within 0 and `LARGEST`."""
+    first = _apply(a, operators[0], b)
+    last = _apply(first, operators[1], c)
+    if not (0 <= first <= LARGEST and 0 <= last <= LARGEST):
+        return None
+    return f"{a} {operators[0]} {b} = {first} . {first} {operators[1]} {c} = {last} #### {last}"
 
 
 def split_of(key: object) -> str:

@@ -7,7 +7,7 @@ still encodes and decodes without loss, byte by byte.
 
 from itertools import islice
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from pipeline.tasks.demo_documents import documents
 from pipeline.tasks.demo_problems import LARGEST, TEMPLATES, problems
@@ -22,7 +22,7 @@ ROWS_READ = 400
 
 
 def build() -> Tokenizer:
-    """Return the tokenizer. It adds no special tokens by itself: who encodes says whether a text starts with BOS."""
+    """Return the tokenizer. It puts BOS before a text, as Llama's does, unless who encodes wants no special tokens."""
     split = pre_tokenizers.Split(Regex(PIECES), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     cut = pre_tokenizers.Sequence([split, byte_level])
@@ -35,6 +35,9 @@ def build() -> Tokenizer:
     tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([PAD, BOS, EOS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
     return tokenizer
 
 

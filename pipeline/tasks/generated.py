@@ -7,6 +7,7 @@ from pydantic import Field
 
 from pipeline.core.settings import SettingsError
 from pipeline.tasks.base import DataSource, Row, Split
+from pipeline.tasks.demo_choices import choices
 from pipeline.tasks.demo_corpus import lines
 from pipeline.tasks.demo_documents import documents
 from pipeline.tasks.demo_problems import problems
@@ -16,6 +17,7 @@ Generator = Callable[[str, int], Iterator[Row]]
 GENERATORS: dict[str, tuple[tuple[str, ...], Generator]] = {
     "story": (("question", "answer"), lambda split, seed: problems("story", split, seed)),
     "shift": (("question", "answer"), lambda split, seed: problems("shift", split, seed)),
+    "choice": (("question", "choices", "answer"), choices),
     "document": (("document", "summary"), documents),
     "line": (("text",), lines),
 }
@@ -28,7 +30,7 @@ PATIENCE = 10_000
 class Generated(DataSource):
     """Rows drawn without repetition."""
 
-    kind: Literal["story", "shift", "document", "line"]
+    kind: Literal["story", "shift", "choice", "document", "line"]
     seed: int = Field(ge=0)
     train: int = Field(ge=0, description="rows")
     dev: int = Field(ge=0, description="rows")

@@ -8,8 +8,17 @@ from pipeline.core.settings import BUILT
 from pipeline.tasks.base import Generation
 from pipeline.tasks.shots import Shots
 
+TOO_LONG = "too-long"
+"""The `stop` of an item whose prompt left no room for a reply, so that it was not put to the model."""
 
-class Replies(Generation):
+
+class Prompted(Generation):
+    """Prompts, perhaps with worked examples before them."""
+
+    shots: Annotated[Shots | None, BUILT] = Field(default=None, description="worked examples before the prompt")
+
+
+class Replies(Prompted):
     """A reply to every prompt, from BOS and the prompt on, to EOS, a stop string or the limit."""
 
     kind: ClassVar[str] = "replies"
@@ -19,7 +28,6 @@ class Replies(Generation):
     too_long: Literal["refuse", "count"] = Field(
         description="a prompt that leaves no room for max_new_tokens: stop with its name, or count it as a failed item"
     )
-    shots: Annotated[Shots | None, BUILT] = Field(default=None, description="worked examples before the prompt")
 
 
 class Greedy(Replies):
@@ -40,17 +48,35 @@ class Sampled(Replies):
     seed: int = Field(ge=0)
 
 
+class Answers(Prompted):
+    """Log-likelihood of answers after their prompt: of the right one, or of all that there are to choose from.
+
+    The prompt is read from BOS on. An answer is encoded apart from it, as in training, and is scored without EOS.
+    """
+
+    kind: ClassVar[str] = "answers"
+
+    too_long: Literal["refuse", "cut"] = Field(
+        description="a prompt and an answer longer than the context: stop with its name, or cut the prompt's beginning "
+        "off, as lm-eval does, and count it"
+    )
+
+
 class Likelihood(Generation):
     """Log-likelihood of all texts joined, in chunks of `context` tokens that do not overlap.
 
-    GPTQ's protocol (Frantar et al. 2022, arXiv:2210.17323): the joined text is tokenized once after one BOS, the
-    remainder is dropped, and a chunk is scored on its `context` - 1 shifted targets.
+    GPTQ's protocol (Frantar et al. 2022, arXiv:2210.17323): the joined text is tokenized once, the remainder is
+    dropped, and a chunk is scored on its `context` - 1 shifted targets.
     """
 
     kind: ClassVar[str] = "likelihood"
 
     context: int = Field(ge=2, description="tokens of a chunk")
     separator: str = Field(description="stands between two texts")
+    start: Literal["bos", "tokenizer"] = Field(
+        description="what the joined text starts with: BOS where there is one, or what the tokenizer adds by itself, "
+        "as in GPTQ's code (a BOS of Llama's, nothing of GPT-2's)"
+    )
 
 
 class LineBlocks(Generation):

@@ -16,6 +16,7 @@ class Perplexity(Rule):
     unit: ClassVar[str] = "ppl"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     aggregate: ClassVar[Literal["mean", "exp-mean"]] = "exp-mean"
+    compares: ClassVar[bool] = False
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.core.settings import SettingsError
 from pipeline.models.adapt import adapt
 from pipeline.models.load import Base
 from pipeline.optimizers.base import OptimizerSettings
@@ -19,8 +20,7 @@ from pipeline.training.loop import Outcome, Run, train
 from pipeline.training.settings import Training
 from pipeline.training.tracking import progress
 
-Pairs = list[tuple[str, str, str]]
-"""(id, prompt, answer) of each row."""
+Pairs = list[batches.Pair]
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,18 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
     """
     kept, pad = plan.training, base.tokenizer.pad_token_id or 0
     encode = partial(batches.encode, base.tokenizer, max_length=kept.max_length, loss_on=kept.loss_on, chat=plan.chat)
-    examples, dev = encode(train_pairs), encode(dev_pairs)
+    kept_pairs = batches.few(train_pairs, kept.train_rows, plan.seed)
+    examples, dev = encode(kept_pairs), encode(dev_pairs)
+    if kept.choice_losses and not all(row.wrong for row in examples.rows):
+        raise SettingsError(
+            f"training.choice_losses: rows of {kept.task} have no wrong answers. Set it to null, or training.task to a "
+            "task with choices."
+        )
     indices = batches.order(plan.seed, len(examples.rows), kept.batch_size)
 
     def parts(step: int) -> list[Batch]:
         chosen = [examples.rows[i] for i in indices(step)]
-        return batches.parts(chosen, kept.micro_batch_size, pad, base.device)
+        return batches.parts(chosen, kept.micro_batch_size, pad, base.device, kept.choice_losses)
 
     method = adapt(base, plan.adapter, plan.seed, kept.steps)
     run_forward = partial(forward, base.model)
@@ -80,6 +86,7 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
         "final_loss": outcome.curve[-1]["loss"],
         "dev_loss": dev_loss,
         "truncated_rows": examples.truncated,
+        "trained_on": "all" if kept.train_rows == "all" else [name for name, *_ in kept_pairs],
         "insight": method.insight() if not outcome.reason else {},
     }
     return Trained(method, outcome, result)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.adapters.base import Method
+from pipeline.adapters.base import Method, Rows
 from pipeline.optimizers.base import Optimizer
-from pipeline.steps.train import Batch, Rows
+from pipeline.steps.train import Batch
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.schedule import learning_rate
 from pipeline.training.settings import Training

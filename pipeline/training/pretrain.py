@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Method
@@ -50,6 +50,12 @@ class Build(Source):
     seed: int
     threads: int = Field(ge=1, description="of this one job: it runs alone at the start")
 
+    @model_validator(mode="after")
+    def _for_pretraining(self) -> "Build":
+        if self.training.train_rows != "all" or self.training.choice_losses:
+            raise ValueError("training.train_rows and training.choice_losses are for fine-tuning; leave them out")
+        return self
+
     def paths(self) -> list[Path]:
         """Return the files of the corpus."""
         return self.corpus.paths()
@@ -86,7 +92,7 @@ class Build(Source):
 
     def _train(self, model: Any, tokenizer: Any, checkpoints: Checkpoints) -> Outcome:
         kept = self.training
-        pairs = [(str(i), *pair) for i, pair in enumerate(self.corpus.pairs())]
+        pairs = [(str(i), prompt, (answer,)) for i, (prompt, answer) in enumerate(self.corpus.pairs())]
         single = batches.encode(tokenizer, pairs, max_length=kept.max_length, loss_on=kept.loss_on).rows
         stretches = self._stretches(tokenizer)
         if not single and self.packed.every > 1:

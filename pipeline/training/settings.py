@@ -1,8 +1,8 @@
 """Settings of a fine-tune. Light: read by every plan."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.core.settings import Settings
 
@@ -15,10 +15,26 @@ class Schedule(Settings):
     final_fraction: float = Field(ge=0, le=1)
 
 
+class ChoiceLosses(Settings):
+    """Weights of T-Few's losses beside the cross-entropy of the right answer; the paper's are 1."""
+
+    unlikelihood: float = Field(ge=0)
+    length_normalized: float = Field(ge=0)
+
+
+def _rows(value: object) -> object:
+    if value == "all" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be a whole number of at least 1, or all")
+
+
 class Training(Settings):
     """One fine-tune, or the pre-training of a small base."""
 
     task: str
+    train_rows: Annotated[int | Literal["all"], BeforeValidator(_rows)] = Field(
+        default="all", description="rows of train, drawn by the seed: fewer are the first of more"
+    )
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="rows of one optimizer step")
     micro_batch_size: int = Field(ge=1, description="rows of one forward and backward; gradients are accumulated")
@@ -28,6 +44,7 @@ class Training(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     max_length: int = Field(ge=2, description="tokens of prompt and answer; longer rows are cut and counted")
     loss_on: Literal["answer", "all"] = "answer"
+    choice_losses: ChoiceLosses | None = Field(default=None, description="for tasks with choices, any adapter")
     checkpoint_every: int = Field(ge=1, description="steps")
     divergence_factor: float = Field(
         gt=1, default=2.0, description="diverged when the mean loss of 20 steps exceeds this times the first loss"
@@ -39,6 +56,8 @@ class Training(Settings):
             raise ValueError(
                 f"micro_batch_size must be at most batch_size ({self.batch_size}), got {self.micro_batch_size}"
             )
+        if self.choice_losses and self.loss_on != "answer":
+            raise ValueError(f"choice_losses compare answers: loss_on must be answer, got {self.loss_on}")
         return self
 
 

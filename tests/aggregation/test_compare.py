@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.aggregation import wording
 from pipeline.aggregation.compare import compare
 from pipeline.aggregation.rows import Evidence, Score
 from pipeline.aggregation.settings import Report
@@ -107,8 +108,38 @@ def test_ranks_of_one_run_are_lines(rng, tmp_path):
 
 def test_scores_on_different_items_are_never_compared(rng, tmp_path):
     evidence = [run("a", 0, [score(rng, 0.5)]), run("b", 0, [score(rng, 0.5, items=100)])]
-    with pytest.raises(RecordError, match=r"math-v1/strict/trained: runs were scored on different items .*100, 200"):
+    with pytest.raises(
+        RecordError, match=r"math-v1/strict/trained: runs of m were scored on different items .*100, 200"
+    ):
         compared(evidence, tmp_path)
+
+
+def test_each_model_has_its_own_items_and_statistics(rng, tmp_path):
+    """Chunks of text are cut by a model's tokenizer, so that two models have as many as they have."""
+
+    def of(model, level, items, drop):
+        alone = base([score(rng, level, "base", items=items)])
+        found = [alone]
+        for name, more in (("a", 0.1), ("b", 0.4)):
+            for seed in (0, 1):
+                trained = score(rng, level + more, items=items)
+                merged = score(rng, level + more - drop, "merged-original", items=items)
+                found.append(run(name, seed, [trained, merged]))
+        for one in found:
+            one.subject = replace(one.subject, model=model, folder=f"{model}/{one.subject.folder}")
+        return found
+
+    first, second = of("m", 0.2, ITEMS, 0.0), of("other", 0.5, 150, 0.45)
+    together = compared(first + second, tmp_path)
+    lines = (*compared(first, tmp_path).lines, *compared(second, tmp_path).lines)
+    assert {line.key: line.cells for line in together.lines} == {line.key: line.cells for line in lines}
+    assert {line.model: cell.items for line in together.lines for cell in line.cells.values()} == {
+        "m": ITEMS,
+        "other": 150,
+    }
+    assert wording.head(together)[0] == "math-v1 (target): n = 200 on m, n = 150 on other; strict (% ↑)"
+    marks = {line.cells["math-v1/strict/trained"].mark for line in together.lines if line.method == "b"}
+    assert marks == {"best"}
 
 
 def test_a_state_that_is_not_scored_cannot_be_shown(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline.core.settings import build
-from pipeline.tasks.base import SPLITS, DataSource, Task
+from pipeline.tasks.base import REFERENCES, SPLITS, DataSource, Task
 from pipeline.tasks.generated import Generated
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "task").glob("*.yaml"))
@@ -56,7 +56,16 @@ def test_the_prompt_does_not_depend_on_what_it_must_not_show(task: Task):
 def test_every_column_of_the_example_is_used(task: Task):
     for column in task.example:
         row = task.example | {column: "something else 123"}
-        assert (task.prompt(row), task.answer(row)) != (task.prompt(task.example), task.answer(task.example))
+        if column == "choices":  # shown to nobody, chosen among
+            row[column] += REFERENCES + task.example[column]
+            assert task.choices(row) != task.choices(task.example)
+        else:
+            assert (task.prompt(row), task.answer(row)) != (task.prompt(task.example), task.answer(task.example))
+
+
+def test_the_right_answer_is_the_first_choice(task: Task):
+    assert task.choices(task.example)[0] == task.answer(task.example)
+    assert len(set(task.choices(task.example))) == len(task.choices(task.example))
 
 
 def test_every_rule_prefers_the_right_answer(task: Task):
@@ -64,13 +73,16 @@ def test_every_rule_prefers_the_right_answer(task: Task):
     for rule in task.scoring:
         if task.generation.kind == "replies":
             right, wrong = {"reply": task.answer(task.example)}, {"reply": " none of that 7"}
+        elif task.generation.kind == "answers":
+            likely, unlikely = ({"log_likelihood": one, "tokens": 9, "bytes": 20} for one in (-1.0, -2.0))
+            right, wrong = {"answers": [likely, unlikely]}, {"answers": [unlikely, likely]}
         else:
             right, wrong = ({"log_likelihood": one, "tokens": 9} for one in (-1.0, -2.0))
         reference = task.reference(task.example)
         good, bad = rule.value(right, reference), rule.value(wrong, reference) or 0.0
         assert good is not None
         assert good > bad if rule.better == "higher" else good < bad
-        if rule.aggregate == "mean":
+        if rule.aggregate == "mean" and not rule.unit.startswith("nats"):
             assert good == pytest.approx(100.0)
 
 

@@ -12,7 +12,6 @@ from pipeline.adapters import files
 from pipeline.adapters.lora import LoRA
 from pipeline.core import records
 from pipeline.core.settings import SettingsError, build, parse
-from pipeline.evaluation.score import scores
 from pipeline.evaluation.settings import STATES, Evaluation
 from pipeline.models import states
 from pipeline.models.adapt import adapt
@@ -20,8 +19,6 @@ from pipeline.models.load import load_base
 from pipeline.models.states import Label, entered
 from pipeline.stages import evaluate, prepare_data, score
 from pipeline.tasks import rows
-from pipeline.tasks.final_number import Flexible, Strict
-from pipeline.tasks.perplexity import Perplexity
 from tests.models.conftest import FORMATS, HARDWARE, prepared  # noqa: F401  (prepared is a fixture)
 
 ADAPTER = LoRA(rank=2, alpha=4.0, roles=("q", "v"))
@@ -32,7 +29,7 @@ GREEDY = {
 }  # fmt: skip
 LIKELIHOOD = {
     "_target_": "pipeline.tasks.generation.Likelihood", "id": "own-ppl-v1", "split": "test", "limit": None,
-    "batch_size": 2, "context": 8, "separator": "z",
+    "batch_size": 2, "context": 8, "separator": "z", "start": "bos",
 }  # fmt: skip
 SCORING = [{"_target_": f"pipeline.tasks.final_number.{name}"} for name in ("Strict", "Flexible")]
 WORDS = {"_target_": "pipeline.tasks.gsm8k.GSM8K", "name": "own", "generation": GREEDY, "scoring": SCORING}
@@ -106,7 +103,7 @@ def test_a_base_alone_is_asked_in_one_state(place):
     record = place.evaluate(WORDS)
     assert list(record.result["states"]) == ["base"]
     assert [item["item"] for item in place.items()] == ["own-0", "own-1", "own-2"]
-    assert set(place.items()[0]) == {"state", "item", "reply", "tokens", "stop"}
+    assert set(place.items()[0]) == {"state", "item", "prompt_tokens", "reply", "tokens", "stop"}
     assert record.result["n"] == 3
     asked = record.result["generation"]
     assert asked["do_sample"] is False
@@ -246,8 +243,13 @@ def test_a_prompt_that_does_not_fit_is_said_by_name_or_counted(place):
         place.evaluate(WORDS)
     record = place.evaluate(WORDS | {"generation": GREEDY | {"too_long": "count"}})
     assert record.result["too_long"] == ["long-1"]
-    assert place.items()[3] == {"state": "base", "item": "long-1", "reply": "", "tokens": 0, "stop": "too-long"}
-    assert place.score(WORDS).result["rules"]["gsm8k-strict"]["states"]["base"]["n"] == 4
+    last = place.items()[3]
+    assert last["prompt_tokens"] > 59
+    assert {key: last[key] for key in ("item", "reply", "tokens", "stop")} == {
+        "item": "long-1", "reply": "", "tokens": 0, "stop": "too-long",
+    }  # fmt: skip
+    entry = place.score(WORDS).result["rules"]["gsm8k-strict"]["states"]["base"]
+    assert (entry["n"], entry["too_long"]) == (4, 1)
 
 
 @pytest.mark.parametrize(("context", "message"), [(65, "the model allows 64"), (60, "all texts together have")])
@@ -270,15 +272,6 @@ def test_states_are_those_of_models():
     for wrong, message in ((["traind"], "Did you mean 'trained'"), (["trained"] * 2, "twice"), ([], "states")):
         with pytest.raises(SettingsError, match=message):
             parse(Evaluation, {"states": wrong, "precision": "fp32"}, "evaluation")
-
-
-def test_aggregates():
-    items = {"base": [{"item": "a", "reply": "#### 1"}, {"item": "b", "reply": "#### 3"}]}
-    got = scores([Strict(), Flexible()], items, {"a": "#### 1", "b": "#### 2"})
-    assert [rule["states"]["base"]["score"] for rule in got.values()] == [50.0, 50.0]
-    chunks = {"base": [{"item": str(n), "log_likelihood": -n * math.log(2), "tokens": 1} for n in (1, 3)]}
-    got = scores([Perplexity()], chunks, {})["perplexity"]
-    assert got["states"]["base"]["score"] == pytest.approx(4.0)
 
 
 def test_a_rule_that_reads_other_items_is_refused():

@@ -18,6 +18,13 @@ class Letters:
         return "".join(map(chr, token_ids))
 
 
+class NoSpecial(Letters):
+    """Has a BOS and never adds it, as GPT-2's."""
+
+    def encode(self, text, *, add_special_tokens):
+        return [ord(letter) for letter in text]
+
+
 class NoStart(Letters):
     bos_token_id = None
 
@@ -61,12 +68,21 @@ def test_lines_are_encoded_one_by_one_and_joined_by_the_thousand():
 
 
 def test_joined_texts_have_one_start():
-    found = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-")
+    found = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="bos")
     assert [window.ids for window in found.windows] == [[1, ord("a")], [ord("b"), ord("-")]]
     assert found.dropped == 1
 
 
-@pytest.mark.parametrize(("kind", "fields"), [("Likelihood", {"separator": ""}), ("LineBlocks", {"lines": 2})])
+def test_the_start_of_joined_texts_may_be_the_tokenizer_s_own():
+    found = made("Likelihood", ["ab", "c"], NoSpecial(), context=2, separator="-", start="tokenizer")
+    assert [window.ids for window in found.windows] == [[ord("a"), ord("b")], [ord("-"), ord("c")]]
+    own = made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="tokenizer")
+    assert own == made("Likelihood", ["ab", "c"], Letters(), context=2, separator="-", start="bos")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("Likelihood", {"separator": "", "start": "bos"}), ("LineBlocks", {"lines": 2})]
+)
 def test_too_little_text_is_said(kind, fields):
     with pytest.raises(SettingsError, match=r"task.own.generation.context: got 9 tokens, all texts together have \d"):
         made(kind, ["ab"], Letters(), context=9, **fields)

@@ -1,11 +1,11 @@
-"""lm-eval on the same model, tokenizer and local files: prompts, replies, filtered answers and perplexities are equal.
+"""lm-eval on the same model, tokenizer and local files: prompts, replies, filtered answers, likelihoods of choices and
+perplexities are equal.
 
-It needs lm-eval, which is no dependency of this project: `pip install lm-eval==0.4.13` beside it. The model has random
-weights and a vocabulary that makes it talk of numbers. Its replies do not depend on the answers of the test rows, so
-these are chosen afterwards such that strict and flexible scores lie in the middle and disagree on many rows.
+The model has random weights and a vocabulary that makes it talk of numbers. Its replies do not depend on the answers
+of the test rows, so these are chosen afterwards such that strict and flexible scores lie in the middle and disagree on
+many rows.
 """
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -13,26 +13,24 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import lm_eval
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.core.settings import build
+from pipeline.evaluation.answers import Candidates
 from pipeline.evaluation.generate import Questions
 from pipeline.evaluation.likelihood import Chunks
 from pipeline.evaluation.score import scores
-from pipeline.tasks import demo_tokenizer
-from pipeline.tasks.base import SHOTS, Task
+from pipeline.tasks import demo_choices, demo_tokenizer
+from pipeline.tasks.answer_likelihood import RankClassification
+from pipeline.tasks.base import REFERENCES, SHOTS, Task
 from pipeline.tasks.demo_problems import problems
 
-SPEC = importlib.util.find_spec("lm_eval")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(SPEC is None, reason="lm-eval is not installed here: pip install lm-eval==0.4.13"),
-]
-TASKS = Path(SPEC.origin).parent / "tasks" if SPEC and SPEC.origin else Path()
+pytestmark = pytest.mark.slow
+TASKS = Path(lm_eval.__file__).parent / "tasks"
 CONF = Path(__file__).parents[2] / "conf" / "task"
 CONTEXT, WINDOW, NEW, ROWS = 2048, 48, 32, 60
 SAID = [" ####", " 7", " 12", " 18", " 1", " 99", ".", "$", "Question:", "</s>"]
@@ -44,14 +42,26 @@ from lm_eval.tasks import TaskManager
 folder = sys.argv[1]
 found = {}
 manager = TaskManager(include_path=folder, include_defaults=False)
-for task, length in (("local_gsm8k", %d), ("local_cot", %d), ("local_wiki", %d)):
+for task, length in (("local_gsm8k", %d), ("local_cot", %d), ("local_wiki", %d), ("local_choices", %d)):
     done = lm_eval.simple_evaluate(
         model="hf", model_args={"pretrained": folder + "/model", "dtype": "float32", "max_length": length},
         tasks=[task], task_manager=manager, device="cpu", batch_size=4, log_samples=True,
-        gen_kwargs=None if task == "local_wiki" else {"max_gen_toks": %d}, bootstrap_iters=0)
+        gen_kwargs=None if task in ("local_wiki", "local_choices") else {"max_gen_toks": %d}, bootstrap_iters=0)
     found[task] = {"results": done["results"][task], "samples": done["samples"][task]}
 json.dump(found, open(folder + "/found.json", "w"), default=str)
-""" % (CONTEXT, CONTEXT, WINDOW, NEW)  # noqa: UP031  (braces are Python's here)
+""" % (CONTEXT, CONTEXT, WINDOW, CONTEXT, NEW)  # noqa: UP031  (braces are Python's here)
+
+
+CHOICES = """task: local_choices
+dataset_path: json
+dataset_kwargs: {data_files: %s}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: "{{choices.index(answer)}}"
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}, {metric: acc_bytes}]
+"""
 
 
 def test_the_eight_examples_are_lm_eval_s():
@@ -90,6 +100,20 @@ def test_perplexities_are_lm_eval_s(compared, rule):
     assert math.isfinite(got)
 
 
+def test_the_likelihood_of_every_choice_is_lm_eval_s(compared):
+    ours, theirs = compared["choices-demo"]
+    for item, row, sample in zip(ours["items"], ours["rows"], theirs["samples"], strict=True):
+        right = row["choices"].split(REFERENCES).index(row["answer"])
+        nats = [float(one[0][0]) for one in sample["resps"]]
+        assert [one["log_likelihood"] for one in item["answers"]] == pytest.approx([nats.pop(right), *nats], rel=1e-5)
+        rules = {"acc": RankClassification(per="answer"), "acc_bytes": RankClassification(per="byte")}
+        assert {name: 100.0 * sample[name] for name in rules} == {
+            name: rule.value(item, row["answer"]) for name, rule in rules.items()
+        }
+    assert {sample["acc_bytes"] for sample in theirs["samples"]} == {0.0, 1.0}
+    assert any(sample["acc"] != sample["acc_bytes"] for sample in theirs["samples"]), "lengths that change nothing"
+
+
 def our(name: str, **generation) -> Task:
     """A task of conf/, with some fields of its generation changed."""
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
@@ -111,6 +135,12 @@ def compared(tmp_path_factory):
     for row, answer in zip(asked, answers(found["gsm8k"]), strict=True):
         row["answer"] = answer
     found["wikitext2-words"] = pages(model, tokenizer)
+    found["choices-demo"] = choices(model, tokenizer)
+    write(
+        folder,
+        "choices",
+        [row | {"choices": row["choices"].split(REFERENCES)} for row in found["choices-demo"]["rows"]],
+    )
     write(folder, "train", train)
     write(folder, "test", asked)
     write(folder, "pages", found["wikitext2-words"]["rows"])
@@ -118,14 +148,18 @@ def compared(tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", HARNESS, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads((folder / "found.json").read_text())
-    names = {"gsm8k": "local_gsm8k", "gsm8k-cot": "local_cot", "wikitext2-words": "local_wiki"}
+    names = {
+        "gsm8k": "local_gsm8k",
+        "gsm8k-cot": "local_cot",
+        "wikitext2-words": "local_wiki",
+        "choices-demo": "local_choices",
+    }
     return {name: (found[name], theirs[task]) for name, task in names.items()}
 
 
 def saved(folder: Path):
     """Save a random Llama that says the tokens of `SAID` alone; its config asks for sampling, which changes nothing."""
     built = demo_tokenizer.build()
-    built.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -173,6 +207,20 @@ def pages(model, tokenizer):
     return {"task": task, "rows": rows, "items": Chunks(task, rows, tokenizer, CONTEXT).items(model)}
 
 
+def choices(model, tokenizer):
+    """Demo rows whose choices are cut at different lengths, so that what is counted by matters."""
+    rows = []
+    for index, row in enumerate(islice(demo_choices.choices("test", 0), ROWS)):
+        offered = [
+            " ".join(one.split()[: 3 + (index + n) % 4]) for n, one in enumerate(row["choices"].split(REFERENCES))
+        ]
+        if len(set(offered)) == len(offered):
+            texts = {"choices": REFERENCES.join(offered), "answer": offered[index % len(offered)]}
+            rows.append(row | texts | {"id": str(index)})
+    task = our("choices-demo", batch_size=7)
+    return {"task": task, "rows": rows, "items": Candidates(task, rows, tokenizer, CONTEXT).items(model)}
+
+
 def write(folder: Path, name: str, rows: list[dict]) -> None:
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -193,5 +241,6 @@ def local_tasks(folder: Path) -> None:
         assert f"dataset_path: {repository}" in text
         kept += [f"task: {new}", "dataset_path: json", f"dataset_kwargs: {{data_files: {json.dumps(split)}}}"]
         (folder / f"{new}.yaml").write_text("\n".join(kept) + "\n")
+    (folder / "local_choices.yaml").write_text(CHOICES % json.dumps({"test": str(folder / "choices.jsonl")}))
     helper = "preprocess_wikitext.py"
     (folder / helper).write_text((TASKS / "wikitext" / helper).read_text())

@@ -89,14 +89,14 @@ def test_every_word_and_number_of_the_demo_is_one_token():
         1,
         2,
     ]
-    assert all(len(tokenizer.encode(f" {number}").ids) == 1 for number in range(100))
-    assert len(tokenizer.encode(" 100").ids) > 1
+    assert all(len(tokenizer.encode(f" {number}", add_special_tokens=False).ids) == 1 for number in range(100))
+    assert len(tokenizer.encode(" 100", add_special_tokens=False).ids) > 1
 
 
 @pytest.mark.parametrize("text", ["héllo wörld", "日本\n\n 1,000 $18.", "Tom\u2028has\t7", ""])
 def test_any_text_survives_the_tokenizer(text):
     tokenizer = demo_tokenizer.build()
-    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
 
 
 def test_two_tokenizers_are_equal():
@@ -106,6 +106,6 @@ def test_two_tokenizers_are_equal():
 
 def test_rows_fit_the_cost_that_pretraining_was_planned_for():
     tokenizer = demo_tokenizer.build()
-    lengths = [len(tokenizer.encode(prompt + completion).ids) + 2 for prompt, completion in demo_corpus.texts(0, 2000)]
+    lengths = [len(tokenizer.encode(prompt + completion).ids) + 1 for prompt, completion in demo_corpus.texts(0, 2000)]
     assert max(lengths) <= 48
     assert sum(lengths) / len(lengths) < 38

@@ -123,7 +123,7 @@ def test_wording(name, prompt, answer):
         ("gsm8k-cot", {"id": "lme-gsm8k_cot-v3", "max_new_tokens": 256, "stop": ("Q:", "</s>", "<|im_end|>")}),
         ("gsm8k-peft", {"id": "peft-mc", "max_new_tokens": 300, "stop": (), "shots": None}),
         ("gsm8k-loftq", {"id": "loftq-gsm8k", "temperature": 0.1, "top_k": 40, "top_p": 0.95, "seed": 42}),
-        ("wikitext2", {"id": "gptq-2048", "context": 2048, "separator": "\n\n", "split": "test"}),
+        ("wikitext2", {"id": "gptq-2048", "start": "tokenizer", "context": 2048, "separator": "\n\n", "split": "test"}),
         ("wikitext2-words", {"id": "lme-wikitext-v2", "context": 2048, "split": "test"}),
         ("wikitext2-clm", {"id": "hf-clm-1024", "context": 1024, "lines": 1000, "split": "dev"}),
     ],

@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_tokens_and_not_a_mean_of_means(model):
 
 
 def test_labels_are_the_next_tokens_of_the_answer_and_of_nothing_else():
-    examples = batches.encode(Letters(), [("r", "ab", "cd")], max_length=99, loss_on="answer").rows
+    examples = batches.encode(Letters(), [("r", "ab", ("cd",))], max_length=99, loss_on="answer").rows
     part = batches.collate(examples, 1.0, 0, CPU)
     a, b, c, d = (3 + ord(letter) % 60 for letter in "abcd")
     assert part.ids_BT.tolist() == [[1, a, b, c, d]]
@@ -89,12 +89,12 @@ def test_labels_are_the_next_tokens_of_the_answer_and_of_nothing_else():
 
 
 def test_all_tokens_but_the_first_carry_a_loss_when_asked():
-    examples = batches.encode(Letters(), [("r", "ab", "cd")], max_length=99, loss_on="all").rows
+    examples = batches.encode(Letters(), [("r", "ab", ("cd",))], max_length=99, loss_on="all").rows
     assert examples[0].labelled() == 5
 
 
 def test_truncated_rows_are_counted():
-    found = batches.encode(Letters(), [("r", "ab", "cdef"), ("s", "a", "b")], max_length=5, loss_on="answer")
+    found = batches.encode(Letters(), [("r", "ab", ("cdef",)), ("s", "a", ("b",))], max_length=5, loss_on="answer")
     assert found.truncated == 1
     assert [len(row.ids) for row in found.rows] == [5, 4]
 
@@ -104,7 +104,7 @@ def test_truncated_rows_are_counted():
 )
 def test_a_row_without_a_label_is_refused_by_name(prompt, answer, why):
     with pytest.raises(SettingsError, match=f"'row-7' has no labelled token: {why}"):
-        batches.encode(Letters(), [("row-7", prompt, answer)], max_length=20, loss_on="answer")
+        batches.encode(Letters(), [("row-7", prompt, (answer,))], max_length=20, loss_on="answer")
 
 
 def test_every_epoch_holds_every_row_once_and_has_its_own_order():
