@@ -7,7 +7,7 @@
 | merged-original | update(W16), dense |
 | merged-dequantized | update(dequantize(W4)), dense |
 | requantized-original | quantize(update(W16)) |
-| requantized-dequantized | quantize(update(dequantize(W4))) |
+| requantized-dequantized | quantize(update(dequantize(W4))); where W4 can absorb the update whole, its codes stay |
 
 A method that holds several adapters at once (DyLoRA's ranks) has one label a point: `trained@r4`.
 No merged weights are written to disk: a state is rebuilt in memory, and its digest says that it is the same one.
@@ -125,10 +125,14 @@ def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLine
     frozen = base.frozen()[site]
     assert isinstance(frozen, StoredLinear)
     format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
+    if state == "requantized-dequantized":
+        layer, left, _ = frozen.absorbing(update)
+        if left.empty():
+            return layer
     weight_OI, bias_O = update.apply(
         source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()
     )
-    return StoredLinear(format_, format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
+    return format_.frozen(format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
 
 
 def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.core.settings import build
 from pipeline.core.update import Update
 from pipeline.quantization.base import StoredLinear
+from pipeline.quantization.int8 import Int8
 
 CONF = Path(__file__).parents[2] / "conf" / "quantization"
 FORMATS = {path.stem: build(OmegaConf.to_container(OmegaConf.load(path))) for path in sorted(CONF.glob("*.yaml"))}
@@ -20,7 +21,12 @@ NF4, DOUBLE = FORMATS["nf4"], FORMATS["nf4-double"]
 def layer(format_, out_features=48, in_features=128, *, bias=True, seed=0):
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(out_features, in_features, generator=g)
-    return StoredLinear(format_, format_.quantize(weight), torch.randn(out_features, generator=g) if bias else None)
+    return format_.frozen(format_.quantize(weight), torch.randn(out_features, generator=g) if bias else None)
+
+
+def rounds_inputs(format_):
+    """Say whether a format computes with inputs rounded to integers."""
+    return isinstance(format_, Int8)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -35,7 +41,11 @@ def test_output_and_input_gradient_are_those_of_the_dense_layer(name, dtype, bia
     dense, b = frozen.dense_weight(dtype), None if frozen.bias is None else frozen.bias.to(dtype)
     assert dense.dtype == dtype
     flat = x.detach().flatten(0, 1)
-    assert torch.equal(y.flatten(0, 1), nn.functional.linear(flat, dense, b))
+    expected = nn.functional.linear(flat, dense, b)
+    if rounds_inputs(FORMATS[name]):
+        assert 0 < (y.flatten(0, 1) - expected).norm() < 0.02 * expected.norm()
+    else:
+        assert torch.equal(y.flatten(0, 1), expected)
     assert torch.equal(dx.flatten(0, 1), dy.flatten(0, 1) @ dense)
     with torch.no_grad():
         torch.testing.assert_close(frozen(x), y)
@@ -115,9 +125,9 @@ def test_a_positive_row_scale_goes_into_the_scales_of_nf4(seed):
 def test_elsewhere_nothing_is_absorbed(frozen):
     before, bias = frozen.quantized, frozen.bias
     update = Update(row_scale_O=torch.full((48,), 2.0))
-    assert frozen.absorb(update) is update
+    assert vars(frozen.absorb(update)) == vars(update)
     assert frozen.quantized is before
-    assert frozen.bias is bias
+    assert torch.equal(frozen.bias, bias)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
@@ -125,14 +135,14 @@ def test_a_scale_that_is_not_positive_is_left_over(value):
     frozen, scale = layer(NF4), torch.ones(48)
     scale[7] = value
     before, update = frozen.quantized, Update(row_scale_O=scale)
-    assert frozen.absorb(update) is update
+    assert vars(frozen.absorb(update)) == vars(update)
     assert frozen.quantized is before
 
 
 def test_an_update_without_row_scale_is_left_over():
     frozen, update = layer(NF4), Update(delta_OI=torch.ones(48, 128), bias_O=torch.ones(48))
     before = frozen.quantized
-    assert frozen.absorb(update) is update
+    assert vars(frozen.absorb(update)) == vars(update)
     assert frozen.quantized is before
 
 
