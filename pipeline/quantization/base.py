@@ -95,14 +95,17 @@ class Format(Settings):
         """
         raise NotImplementedError(f"{self.name} has no folder of its own")
 
-    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any]:
+    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any] | None:
         """Return `quantization_config` of config.json, which decides how `transformers` computes with the base.
+
+        None where the layout is our own: then there is no config.json, for `transformers` would initialize what it
+        cannot read, and only warn.
 
         Args:
             dtype: compute dtype of the linear layers.
             unquantized: names of the linear modules left as they are.
         """
-        raise NotImplementedError(f"{self.name} has no folder of its own")
+        return None
 
 
 class StoredLinear(FrozenLinear):

@@ -1,4 +1,4 @@
-"""The folder of a quantized base: what `transformers` loads with `AutoModelForCausalLM.from_pretrained`.
+"""The folder of a quantized base; of a public format, what `AutoModelForCausalLM.from_pretrained` loads.
 
 Tensors are added one by one and written in shards, so that preparing a base takes the memory of one shard and one
 weight, whatever the size of the model. The index is always written, also for a single shard.
@@ -48,15 +48,17 @@ class Writer:
         self._shard[name] = tensor.contiguous()
 
     def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
-        """Write the last shard, the index and config.json.
+        """Write the last shard, the index and, where transformers can read the weights, config.json.
 
         `config` is the model's own; `unquantized` names the linear modules that were added as they are.
         """
         self._write_shard()
         metadata = {"total_size": self._total_bytes, DTYPE: dtype_name(self._dtype)}
         index = {"metadata": metadata, "weight_map": self._file_of}
-        config = config | {"quantization_config": self._format.transformers_config(self._dtype, unquantized)}
-        for name, content in ((INDEX, index), (CONFIG, config)):
+        written = {INDEX: index}
+        if (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
+            written[CONFIG] = config | {"quantization_config": quantization}
+        for name, content in written.items():
             (self._folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def _write_shard(self) -> None:

@@ -6,14 +6,14 @@
 
 A group is `group_size` neighbors in one row; the last one of a row may be shorter. The affine form is the base of
 QA-LoRA (Xu et al. 2023, arXiv 2309.14717, equation 2): whatever is constant within a group goes into its zero point.
-Scales and zero points are float32, so that such a merge rounds once and no more; group and format may not be public
-ones, so no other library reads the folder, and transformers refuses it by `quant_method`.
+Scales and zero points are float32, so that such a merge rounds once and no more. No other library has this layout: the
+folder has no config.json, so that transformers refuses it.
 
 Letters: G groups of K values in a row; a row is stored as G K codes, two a byte, the first one in the high nibble.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ STEPS = 15
 
 class Grid(Format):
     """What both forms share: groups, files, and a scale that takes a row's scale of any sign."""
+
+    parts: ClassVar[tuple[str, ...]]
+    """Names of the stored tensors."""
 
     group_size: Literal[16, 32, 64, 128, 256, 512, 1024]
 
@@ -55,10 +58,10 @@ class Grid(Format):
         return {f"weight.{name}": tensor for name, tensor in (stored.tensors | {"columns": columns}).items()}
 
     def from_file(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> QuantizedWeight:
-        held = {name: tensors[f"weight.{name}"] for name in self._names}
+        held = {name: tensors[f"weight.{name}"] for name in self.parts}
         O, I = len(held["packed"]), int(tensors["weight.columns"])
         groups = held["scale"].shape[1]
-        if tensors.keys() != {f"weight.{name}" for name in (*self._names, "columns")} or groups != -(
+        if tensors.keys() != {f"weight.{name}" for name in (*self.parts, "columns")} or groups != -(
             -I // self.group_size
         ):
             raise QuantizationError(
@@ -67,18 +70,11 @@ class Grid(Format):
             )
         return QuantizedWeight(held, (O, I), dtype)
 
-    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any]:
-        return {"quant_method": self.name, "group_size": self.group_size, "unquantized": unquantized}
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        raise NotImplementedError  # each form has its own
-
 
 class Int4(Grid):
     """Zero is a level, and levels lie symmetric about it; the sixteenth code is not used."""
 
-    _names = ("packed", "scale")
+    parts: ClassVar[tuple[str, ...]] = ("packed", "scale")
 
     @property
     def name(self) -> str:
@@ -100,7 +96,7 @@ class Int4(Grid):
 class Int4Affine(Grid):
     """Every group has its own zero point: where code 0 lies."""
 
-    _names = ("packed", "scale", "zero")
+    parts: ClassVar[tuple[str, ...]] = ("packed", "scale", "zero")
 
     @property
     def name(self) -> str:
