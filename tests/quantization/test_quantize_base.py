@@ -114,7 +114,7 @@ def test_transformers_loads_the_base_with_our_weights_and_our_logits(tmp_path, n
 @pytest.mark.parametrize("name", ["int4", "int4-affine"])
 def test_transformers_refuses_a_base_that_it_cannot_read(model, tmp_path, name):
     record = quantized(model, tmp_path, name)
-    with pytest.raises(OSError, match=r"config\.json"):
+    with pytest.raises(ValueError, match=r"Unrecognized model .* in its config\.json"):
         AutoModelForCausalLM.from_pretrained(record.parent / "base")
 
 
