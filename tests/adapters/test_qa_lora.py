@@ -54,7 +54,7 @@ def test_what_ships_in_integers_computes_what_was_trained(seed):
         assert torch.equal(layer.quantized.tensors["scale"], before.quantized.tensors["scale"])
         base.places[site].frozen = layer
     difference = (tiny.logits(base) - trained).abs().max() / trained.abs().max()
-    assert difference <= 5e-6  # measured on 2026-11-21: at most 1.2e-6
+    assert difference <= 5e-6  # measured on 2026-11-21: at most 2.3e-6
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_on_other_bases_the_exact_merge_is_refused_with_the_reason(format_, reas
 
 
 def test_narrower_groups_of_the_base_are_exact_too():
-    base, method = adapted(Int4Affine(group_size=GROUP))
+    base = tiny.base(Int4Affine(group_size=GROUP))
     wide = tiny.place(QALoRA(roles=("q",), rank=4, alpha=8.0, group_size=2 * GROUP), base)
     tiny.shake(wide)
     assert all(base.places[site].frozen.absorb(update).empty() for site, update in wide.updates().items())

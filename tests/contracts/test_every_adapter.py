@@ -24,7 +24,7 @@ SEEDS = range(3)
 CLOSE = 1e-5
 """Of the largest logit. Measured on 2026-11-21 over methods, formats, seeds and points: at most 2.3e-6."""
 ROUNDED = 0.05
-"""The same where a format rounds inputs, which a merged dense weight does not. Measured on 2026-11-21: at most 0.035."""
+"""The same where a format rounds inputs and a merged dense weight does not. Measured on 2026-11-21: at most 0.035."""
 
 every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
 every_seed = pytest.mark.parametrize("seed", SEEDS)
