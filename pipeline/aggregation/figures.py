@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.aggregation import style
 from pipeline.aggregation.comparison import Cell, Column, Comparison, Line
 from pipeline.aggregation.curves import Curves, training_curves
-from pipeline.aggregation.layers import StoredBase, layer_errors, layer_losses
+from pipeline.aggregation.layers import StoredBase, layers
 from pipeline.aggregation.wording import ARROWS
 
 LINES_SHOWN = 60
@@ -33,8 +33,7 @@ def draw(comparison: Comparison, curves: Curves, bases: list[StoredBase]) -> dic
         "rank-curve": "Score against rank",
         "retention-vs-gain": "What was gained, what was forgotten",
         "training-curves": "Training loss",
-        "layer-errors": "What storing each layer cost",
-        "layer-losses": "What each layer's storing adds to the loss",
+        "layers": "What storing each layer cost",
     }
     drawers: dict[str, Callable[[], Figure]] = {
         "score-vs-parameters": lambda: score_against_parameters(comparison),
@@ -42,8 +41,7 @@ def draw(comparison: Comparison, curves: Curves, bases: list[StoredBase]) -> dic
         "rank-curve": lambda: rank_curve(comparison),
         "retention-vs-gain": lambda: retention_against_gain(comparison),
         "training-curves": lambda: training_curves(comparison, curves),
-        "layer-errors": lambda: layer_errors(bases),
-        "layer-losses": lambda: layer_losses(bases),
+        "layers": lambda: layers(bases),
     }
     with style.drawing():
         return {f"{name}.svg": style.svg(drawer(), titles[name]) for name, drawer in drawers.items()}

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,41 +66,34 @@ def _said(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def layer_errors(bases: list[StoredBase]) -> Figure:
-    """Draw the relative error of each layer, a panel for each base and a line for each role."""
+def layers(bases: list[StoredBase]) -> Figure:
+    """Draw relative errors, a panel for each base and a line for each role; below, where measured, what they cost.
+
+    There the change of the loss with that layer alone quantized is filled, and hollow with its outliers kept.
+    """
     if not bases:
         return style.nothing("No base of this sweep is quantized.")
-    return _panels(bases, "relative error of the weight", lambda ax, x, own, color, marker: ax.plot(
-        x, [row["relative_error"] for row in own], color=color, marker=marker, label=own[0]["role"],
-    ))  # fmt: skip
-
-
-def layer_losses(bases: list[StoredBase]) -> Figure:
-    """Draw what quantizing each layer alone adds to the loss, with and without its outliers."""
-    measured = [base for base in bases if base.task]
-    if not measured:
-        return style.nothing(
-            "Nobody has asked for it: python -m pipeline sensitivity results/tables/<sweep>/sweep.json"
-        )
-
-    def plot(ax: Axes, x: list[int], own: list[dict[str, Any]], color: str, marker: str) -> None:
-        ax.plot(x, [row[LOSSES[0]] for row in own], color=color, marker=marker, label=own[0]["role"])
-        kept = [row[LOSSES[1]] for row in own]
-        ax.plot(x, kept, color=color, marker=marker, fillstyle="none", linestyle=(0, (3, 2)))
-
-    return _panels(measured, f"change of loss on {measured[0].task}\nnats a token", plot)
-
-
-def _panels(bases: list[StoredBase], says: str, plot: Callable[[Axes, list[int], list[Any], str, str], Any]) -> Figure:
-    figure, axes = style.panels(len(bases))
-    for ax, base in zip(axes, bases, strict=True):
-        roles = list(dict.fromkeys(row["role"] for row in base.layers))
-        for k, role in enumerate(roles):
-            own = [row for row in base.layers if row["role"] == role]
-            look = style.SERIES[k % len(style.SERIES)], style.MARKERS[(k + k // 6) % len(style.MARKERS)]
-            plot(ax, [row["layer"] for row in own], own, *look)
-        ax.set_title(base.name)
-        ax.set_xlabel("block")
-    axes[0].set_ylabel(says)
-    style.legend(figure, axes)
+    measured = any(base.task for base in bases)
+    figure = Figure(figsize=(max(5.6, 3.3 * len(bases)), 5.2 if measured else 3.1))
+    axes = figure.subplots(1 + measured, len(bases), sharex=True, sharey="row", squeeze=False)
+    for column, base in enumerate(bases):
+        axes[0, column].set_title(base.name)
+        axes[-1, column].set_xlabel("block")
+        _lines(axes[0, column], base, "relative_error", linestyle="-")
+        if base.task:
+            _lines(axes[1, column], base, LOSSES[0], linestyle="-")
+            _lines(axes[1, column], base, LOSSES[1], linestyle=(0, (3, 2)), fillstyle="none")
+    axes[0, 0].set_ylabel("relative error")
+    if measured:
+        task = next(base.task for base in bases if base.task)
+        axes[1, 0].set_ylabel(f"change of loss on {task}\nnats a token, outliers kept: hollow")
+    style.legend(figure, axes[0].tolist())
     return figure
+
+
+def _lines(ax: Axes, base: StoredBase, figure: str, **look: Any) -> None:
+    for k, role in enumerate(dict.fromkeys(row["role"] for row in base.layers)):
+        own = [row for row in base.layers if row["role"] == role]
+        color, marker = style.SERIES[k % len(style.SERIES)], style.MARKERS[(k + k // 6) % len(style.MARKERS)]
+        x, y = [row["layer"] for row in own], [row[figure] for row in own]
+        ax.plot(x, y, color=color, marker=marker, label=role, **look)

@@ -66,10 +66,11 @@ def test_figures_hold_their_data(figures):
 
 def test_a_figure_without_data_says_why(comparison):
     alone = comparison.model_copy(update={"lines": tuple(line for line in comparison.lines if line.is_base)})
-    drawn = {name: data.decode() for name, data in draw(alone, {}).items()}
+    drawn = {name: data.decode() for name, data in draw(alone, {}, []).items()}
     assert "No run has been scored yet." in drawn["score-vs-parameters.svg"]
     assert "No run has left a training curve." in drawn["training-curves.svg"]
     assert "several ranks at once" in drawn["rank-curve.svg"]
+    assert "No base of this sweep is quantized." in drawn["layers.svg"]
 
 
 def test_every_color_follows_the_theme(figures):

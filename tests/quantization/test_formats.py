@@ -1,6 +1,7 @@
 """What every format promises, over `conf/quantization`; and the figures that NF4 is known by."""
 
 import math
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -178,3 +179,47 @@ def test_wrong_settings_are_named(change, message):
     node = {"_target_": "pipeline.quantization.nf4.NF4", "block_size": 64, "double": False} | change
     with pytest.raises(SettingsError, match=message):
         build(node, "quantization")
+
+
+@pytest.mark.parametrize(("name", "ours"), [("bnb-nf4", "nf4"), ("bnb-int8", "int8")])
+def test_the_library_s_own_say_what_to_do_where_it_is_not_installed(name, ours, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        SettingsError, match=rf"quantization: .* not installed. Install it .* or use quantization={ours}\."
+    ):
+        FORMATS[name].quantize(gaussian(8, 64))
+
+
+def test_weights_that_float16_cannot_hold_are_refused_by_int8():
+    with pytest.raises(QuantizationError, match=r"float16, which ends at 65504; got 1e\+06"):
+        FORMATS["int8"].quantize(torch.full((4, 64), 1e6))
+
+
+def test_groups_too_far_apart_for_a_scale_are_refused_by_int4_affine():
+    weight = torch.full((4, 64), 3e38)
+    weight[:, ::2] *= -1
+    with pytest.raises(QuantizationError, match="too far apart"):
+        FORMATS["int4-affine"].quantize(weight)
+
+
+@pytest.mark.parametrize("name", ["int4", "int4-affine"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 33), (4, 80), (2, 200)])
+def test_a_row_may_end_within_a_group(name, shape):
+    """Each row stands alone: alone it is stored as it is among others; a group of one value is exact."""
+    format_, weight = FORMATS[name], gaussian(*shape)
+    whole = format_.dequantize(format_.quantize(weight))
+    assert torch.equal(whole[-1:], format_.dequantize(format_.quantize(weight[-1:])))
+    assert (whole - weight).abs().max() < 0.35
+    if shape == (1, 1):
+        torch.testing.assert_close(whole, weight)
+
+
+def test_zero_and_constant_groups_are_exact_in_int4():
+    for name in ("int4", "int4-affine"):
+        weight = gaussian(4, 128)
+        weight[:, :64], weight[2, 64:] = 0, 0
+        back = FORMATS[name].dequantize(FORMATS[name].quantize(weight))
+        assert (back[:, :64] == 0).all()
+        assert (back[2] == 0).all()
+    constant = torch.full((4, 64), 0.3)
+    assert torch.equal(FORMATS["int4-affine"].dequantize(FORMATS["int4-affine"].quantize(constant)), constant)
