@@ -76,6 +76,7 @@ class IA3Method(Method[IA3, OutputScale | InputScale]):
         for site in [site for site in found if site.role == ON_INPUT and site.layer in self.ups]:
             l_I, up = found.pop(site).column_scale_I, self.ups[site.layer]
             own_O = found[up].row_scale_O if up in found else None
+            assert l_I is not None
             found[up] = Update(row_scale_O=l_I if own_O is None else own_O * l_I)
         return found
 

@@ -93,9 +93,8 @@ class Int8(Format):
 class Int8Linear(StoredLinear):
     """y = W x + b with both sides in integers, columns of outliers apart."""
 
-    format: Int8
-
     def product(self, x_MI: Tensor) -> Tensor:
+        assert isinstance(self.format, Int8)
         held, threshold = self.quantized.tensors, self.format.threshold
         half_MI = x_MI.half()
         outlier_MI = half_MI.abs() >= threshold if threshold else torch.zeros_like(half_MI, dtype=torch.bool)

@@ -69,9 +69,8 @@ class LibraryNF4(NF4):
 class LibraryLinear4bit(StoredLinear):
     """y = W x + b by the library's product."""
 
-    format: LibraryNF4
-
     def product(self, x_MI: Tensor) -> Tensor:
+        assert isinstance(self.format, LibraryNF4)
         bias_O = None if self.bias is None else self.bias.to(x_MI.dtype)
         packed, state = self.quantized.tensors["packed"], self.format.state(self.quantized, x_MI.dtype)
         return _bitsandbytes(self.format).matmul_4bit(x_MI, packed, state, bias=bias_O)
@@ -102,9 +101,8 @@ class LibraryInt8(Int8):
 class LibraryLinear8bit(StoredLinear):
     """y = W x + b by the library's mixed product."""
 
-    format: LibraryInt8
-
     def product(self, x_MI: Tensor) -> Tensor:
+        assert isinstance(self.format, LibraryInt8)
         held, functional = self.quantized.tensors, _bitsandbytes(self.format).functional
         bias_O = None if self.bias is None else self.bias.to(x_MI.dtype)
         # A copy, for the library zeroes outliers in what it is given and puts them back.
