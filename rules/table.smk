@@ -25,6 +25,7 @@ rule aggregate:
     output:
         record="results/tables/{table}/aggregate.json",
         rows="results/tables/{table}/rows.csv",
+        layers="results/tables/{table}/layers.csv",
         tex="results/tables/{table}/table.tex",
         csv=report(
             "results/tables/{table}/table.csv",
@@ -44,8 +45,8 @@ rule aggregate:
         upstream=PLAN.table_upstream,
     shell:
         "python -m pipeline aggregate --config {params.cfg:q} --input sweep={input.sweep:q}"
-        " --output record={output.record:q} rows={output.rows:q} tex={output.tex:q} csv={output.csv:q} md={output.md:q}"
-        " txt={output.txt:q}"
+        " --output record={output.record:q} rows={output.rows:q} layers={output.layers:q} tex={output.tex:q}"
+        " csv={output.csv:q} md={output.md:q} txt={output.txt:q}"
         " --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
 

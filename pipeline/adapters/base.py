@@ -171,6 +171,17 @@ class Method(nn.Module, Generic[S, L]):
         assert at is None, f"{type(self).__name__} has no points, got {at}"
         return self.placed
 
+    def updates(self, at: int | None = None) -> dict[Site, Update]:
+        """Return what merging does to every site it touches; of a mergeable method only."""
+        found = {}
+        for site, layer in self.export(at).items():
+            update = layer.update()
+            assert update is not None, (
+                f"{type(self).__name__} says that it is mergeable, its layer at {site.name} is not"
+            )
+            found[site] = update
+        return found
+
     def insight(self) -> dict[str, Any]:
         """Return what is worth knowing about the method after training, as JSON."""
         return {}

@@ -4,6 +4,10 @@ Liu et al. 2022, arXiv:2205.05638, section 3.3: k' = l_k * k, v' = l_v * v, and 
 the MLP, where h is what its nonlinearity (and gate) made. All l are one at the start. As weights: l * (W x + b), bias
 included, for every role but `down`, and W (l * x) + b for `down`. Scaling a q, o, gate or up too is PEFT's extension.
 
+In a gated MLP what enters `down` is act(gate x) * (up x): there l_ff merges into the rows of `up`, and not into the
+columns of `down`. A quantized weight can take a row's scale into its own scales, with every code as it is; a column's
+it cannot.
+
 Shapes: l (O,) on an output, (I,) on an input; d_k + d_v + d_ff numbers a block.
 """
 
@@ -62,7 +66,19 @@ class IA3Method(Method[IA3, OutputScale | InputScale]):
     start = ("identity", "every scale is one")
 
     def layers(self, places: Places) -> dict[Site, OutputScale | InputScale]:
+        gated = {site.layer for site in places if site.role == "gate"}
+        self.ups = {site.layer: site for site in places if site.role == "up" and site.layer in gated}
         return {site: _at_start(site, frozen.device) for site, frozen in self.chosen(places).items()}
+
+    def updates(self, at: int | None = None) -> dict[Site, Update]:
+        """Return row scales alone where every MLP is gated."""
+        found = super().updates(at)
+        for site in [site for site in found if site.role == ON_INPUT and site.layer in self.ups]:
+            l_I, up = found.pop(site).column_scale_I, self.ups[site.layer]
+            own_O = found[up].row_scale_O if up in found else None
+            assert l_I is not None
+            found[up] = Update(row_scale_O=l_I if own_O is None else own_O * l_I)
+        return found
 
     def groups(self) -> list[Group]:
         # Decay pulls towards zero, which is no keys and no values; no update at all is one.

@@ -64,11 +64,15 @@ class Cell(Part):
 
 
 class Survival(Part):
-    """How much of an update one state kept, mean over seeds; None where the update is zero."""
+    """How much of an update one state kept, mean over seeds; None where the update is zero.
+
+    `exact` is the share of sites whose merge changed no code; None where the state has no codes, or makes them anew.
+    """
 
     relative_update: float | None
     survival: float | None
     error: float | None
+    exact: float | None = None
 
 
 class Note(Part):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.aggregation import style
 from pipeline.aggregation.comparison import Cell, Column, Comparison, Line
 from pipeline.aggregation.curves import Curves, training_curves
+from pipeline.aggregation.layers import StoredBase, layers
 from pipeline.aggregation.wording import ARROWS
 
 LINES_SHOWN = 60
@@ -24,7 +25,7 @@ class Point:
     cell: Cell
 
 
-def draw(comparison: Comparison, curves: Curves) -> dict[str, bytes]:
+def draw(comparison: Comparison, curves: Curves, bases: list[StoredBase]) -> dict[str, bytes]:
     """Return every figure as SVG, by file name."""
     titles = {
         "score-vs-parameters": "Score against trainable parameters",
@@ -32,6 +33,7 @@ def draw(comparison: Comparison, curves: Curves) -> dict[str, bytes]:
         "rank-curve": "Score against rank",
         "retention-vs-gain": "What was gained, what was forgotten",
         "training-curves": "Training loss",
+        "layers": "What storing each layer cost",
     }
     drawers: dict[str, Callable[[], Figure]] = {
         "score-vs-parameters": lambda: score_against_parameters(comparison),
@@ -39,6 +41,7 @@ def draw(comparison: Comparison, curves: Curves) -> dict[str, bytes]:
         "rank-curve": lambda: rank_curve(comparison),
         "retention-vs-gain": lambda: retention_against_gain(comparison),
         "training-curves": lambda: training_curves(comparison, curves),
+        "layers": lambda: layers(bases),
     }
     with style.drawing():
         return {f"{name}.svg": style.svg(drawer(), titles[name]) for name, drawer in drawers.items()}

@@ -6,14 +6,15 @@ from pathlib import Path
 from pipeline.aggregation import figures, tables
 from pipeline.aggregation.comparison import Comparison
 from pipeline.aggregation.curves import read_curves
+from pipeline.aggregation.layers import layers_csv, read_layers
 from pipeline.aggregation.report import render
 from pipeline.aggregation.rows import Evidence, to_csv
 from pipeline.aggregation.sweep import Sweep
 from pipeline.core import records
 
 NAMES = {
-    "rows": "rows.csv", "tex": "table.tex", "csv": "table.csv", "md": "table.md", "txt": "table.txt",
-    "record": "aggregate.json",
+    "rows": "rows.csv", "layers": "layers.csv", "tex": "table.tex", "csv": "table.csv", "md": "table.md",
+    "txt": "table.txt", "record": "aggregate.json",
 }  # fmt: skip
 
 
@@ -23,6 +24,7 @@ def write_tables(outputs: Mapping[str, Path], sweep: Sweep, evidence: list[Evide
     The record says nothing of when or where, so that the same records give the same bytes anywhere.
     """
     records.write_atomic(outputs["rows"], to_csv(sweep, evidence))
+    records.write_atomic(outputs["layers"], layers_csv(read_layers(sweep)))
     records.write_atomic(outputs["tex"], tables.latex(comparison).encode())
     records.write_atomic(outputs["csv"], tables.table_csv(comparison))
     records.write_atomic(outputs["md"], tables.markdown(comparison).encode())
@@ -44,7 +46,7 @@ def read_comparison(path: Path) -> Comparison:
 
 def write_figures(folder: Path, sweep: Sweep, comparison: Comparison) -> None:
     """Draw every figure into `folder`, which afterwards holds nothing else."""
-    drawn = figures.draw(comparison, read_curves(sweep))
+    drawn = figures.draw(comparison, read_curves(sweep), read_layers(sweep))
     with records.writing(folder) as unfinished:
         unfinished.mkdir()
         for name, data in drawn.items():

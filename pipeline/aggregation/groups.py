@@ -120,7 +120,7 @@ def _survival(group: Group) -> dict[str, Survival]:
                 found.setdefault(state, []).append(entry)
     kept = Survival.model_fields
     return {
-        state: Survival(**{key: _mean([entry[key] for entry in entries]) for key in kept})
+        state: Survival(**{key: _mean([entry.get(key) for entry in entries]) for key in kept})
         for state, entries in found.items()
     }
 

@@ -243,7 +243,8 @@ def _kept(line: Line, state: str) -> Entry:
         return Entry("n/a", more=line.skipped.get(state, ""), muted=True) if state in line.skipped else Entry()
     if one.survival is None:
         return Entry("no update", muted=True)
-    return Entry(number(100 * one.survival, 1), value=one.survival)
+    exact = ", exact" if one.exact == 1 else ""
+    return Entry(number(100 * one.survival, 1) + exact, value=one.survival)
 
 
 def _decimals(comparison: Comparison) -> dict[str, int]:

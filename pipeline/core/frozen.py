@@ -55,8 +55,9 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b for x of shape (..., I), in the dtype of x."""
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return self.product(x)
+        x_MI = x.flatten(0, -2)
         # 2-D inside and a view outside: some models add in place to what a projection returns, which autograd
         # forbids on the output of a custom function itself.
-        return FrozenMatmul.apply(x.flatten(0, -2), self).view(*x.shape[:-1], self.out_features)  # type: ignore[union-attr]
+        learning = torch.is_grad_enabled() and x.requires_grad
+        y_MO: Any = FrozenMatmul.apply(x_MI, self) if learning else self.product(x_MI)
+        return y_MO.view(*x.shape[:-1], self.out_features)

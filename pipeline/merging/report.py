@@ -7,8 +7,12 @@ the weight that would be shipped without the update (W itself if M is dense, the
 
 Survival is 1 where everything is kept and 0 where the shipped weights no longer know of the fine-tune: an update of 3 %
 of the weights or less is rounded away when a base that lies on its grid is put back on it.
+
+Where the base's format takes an update into its scales or zero points, no code changes, and what ships is what was
+scored as trained: `exact` is the share of sites where that is so, `requantized` counts the others by the reason.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -19,7 +23,7 @@ from pipeline.core.frozen import FrozenLinear
 from pipeline.core.site import Site
 from pipeline.core.update import Update
 from pipeline.models.load import Base
-from pipeline.models.states import Label, digest_of, labels, merge, source_weight, updates_of
+from pipeline.models.states import OWN_CODES, Label, digest_of, labels, merge, source_weight, stored
 
 PARTS = ("weight", "meant", "delta", "kept", "error")
 """The squared norms of W, W', dW and M - W', and the product of M - W0 and dW (kept). They add up over sites."""
@@ -36,15 +40,26 @@ def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str,
 
 def _state(base: Base, method: Method[Any, Any], label: Label) -> dict[str, Any]:
     layers = merge(base, method, label)
-    updates = updates_of(method, label.at)
+    updates = method.updates(label.at)
     parts = {site: _parts(base, site, updates[site], layer, label.state) for site, layer in layers.items()}
+    whys = {site: _why_requantized(base, site, updates[site], label.state) for site in layers}
     return {
         "digest": digest_of(layers),
+        "exact": sum(why == "" for why in whys.values()) / len(whys) if label.state == OWN_CODES else None,
+        "requantized": Counter(why for why in whys.values() if why),
         **_ratios({part: sum(one[part] for one in parts.values()) for part in PARTS}),
         "sites": [
             {"site": site.name, "role": site.role, "layer": site.layer} | _ratios(one) for site, one in parts.items()
         ],
     }
+
+
+def _why_requantized(base: Base, site: Site, update: Update, state: str) -> str | None:
+    """Return why codes are made anew, "" where they are not, None where the state has none or never keeps them."""
+    if state != OWN_CODES:
+        return None
+    _, left, reasons = stored(base, site).absorbing(update)
+    return "" if left.empty() else "; ".join(reasons)
 
 
 @torch.no_grad()

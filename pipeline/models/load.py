@@ -20,7 +20,7 @@ from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.models import sites
 from pipeline.models.weights import Weights
 from pipeline.quantization import files
-from pipeline.quantization.base import Format, QuantizedWeight, StoredLinear
+from pipeline.quantization.base import Format, QuantizedWeight
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -164,7 +164,7 @@ def _fill(
         module: Any = model.get_submodule(site.name)
         if site.role in LINEAR_ROLES:
             bias = rest.pop(f"{site.name}.bias") if site.bias else None
-            module = StoredLinear(format_, quantized[site.name], bias)
+            module = format_.frozen(quantized[site.name], bias)
         parent, _, leaf = site.name.rpartition(".")
         places[site] = Place(module)
         setattr(model.get_submodule(parent), leaf, places[site])

@@ -7,7 +7,7 @@
 | merged-original | update(W16), dense |
 | merged-dequantized | update(dequantize(W4)), dense |
 | requantized-original | quantize(update(W16)) |
-| requantized-dequantized | quantize(update(dequantize(W4))) |
+| requantized-dequantized | quantize(update(dequantize(W4))); where W4 can absorb the update whole, its codes stay |
 
 A method that holds several adapters at once (DyLoRA's ranks) has one label a point: `trained@r4`.
 No merged weights are written to disk: a state is rebuilt in memory, and its digest says that it is the same one.
@@ -32,6 +32,9 @@ from pipeline.quantization.none import Dense
 STATES = (
     "base", "trained", "merged-original", "merged-dequantized", "requantized-original", "requantized-dequantized",
 )  # fmt: skip
+
+OWN_CODES = "requantized-dequantized"
+"""The state that keeps the base's codes where its format can absorb an update whole."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,8 @@ def entered(base: Base, method: Method | None, label: Label) -> Iterator[str | N
 
 
 def merge(base: Base, method: Method, label: Label) -> dict[Site, FrozenLinear]:
-    """Return the merged layer of every site that the method adapts."""
-    return {
-        site: merge_site(base, site, updates, label.state) for site, updates in updates_of(method, label.at).items()
-    }
-
-
-def updates_of(method: Method, at: int | None) -> dict[Site, Update]:
-    """Return the update of every adapted site at one point of a mergeable method."""
-    found = {}
-    for site, layer in method.export(at).items():
-        update = layer.update()
-        assert update is not None, f"{type(method).__name__} says that it is mergeable, its layer at {site.name} is not"
-        found[site] = update
-    return found
+    """Return the merged layer of every site that merging touches."""
+    return {site: merge_site(base, site, update, label.state) for site, update in method.updates(label.at).items()}
 
 
 @torch.no_grad()
@@ -122,13 +113,23 @@ def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLine
     The arithmetic is in fp32; the result is dense or quantized by the base's format, in the dtype that the model is
     stored in: what is shipped does not depend on the dtype that it is computed with.
     """
-    frozen = base.frozen()[site]
-    assert isinstance(frozen, StoredLinear)
+    frozen = stored(base, site)
     format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
+    if state == OWN_CODES:
+        layer, left, _ = frozen.absorbing(update)
+        if left.empty():
+            return layer
     weight_OI, bias_O = update.apply(
         source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()
     )
-    return StoredLinear(format_, format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
+    return format_.frozen(format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
+
+
+def stored(base: Base, site: Site) -> StoredLinear:
+    """Return what is frozen at a linear site."""
+    frozen = base.frozen()[site]
+    assert isinstance(frozen, StoredLinear)
+    return frozen
 
 
 def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:

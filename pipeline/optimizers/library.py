@@ -4,17 +4,17 @@ Its paged one takes managed memory for parameters of 1e5 elements or more (small
 it back, and waits for the device after every parameter. On a CPU it pages nothing, as ours.
 """
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.core import library
 from pipeline.core.group import Group
-from pipeline.core.settings import SettingsError
 from pipeline.optimizers.adamw import AdamW, check_float32
 from pipeline.optimizers.base import Optimizer, check_state
 from pipeline.optimizers.paged import on_device, refuse_masks
+
+INSTEAD = "optimizer=adamw8bit or paged-adamw8bit"
 
 
 class LibraryAdamW8bit(AdamW):
@@ -36,7 +36,7 @@ class LibraryOptimizer(Optimizer):
         for parameter in self.parameters:
             check_float32(parameter)
         self._groups = groups
-        self._library = _library().optim.AdamW8bit(
+        self._library = library.bitsandbytes("optimizer", INSTEAD).optim.AdamW8bit(
             [{"params": g.parameters, "weight_decay": settings.weight_decay * g.decay} for g in groups],
             betas=settings.betas,
             eps=settings.eps,
@@ -70,14 +70,3 @@ class LibraryOptimizer(Optimizer):
                     value.copy_(state[f"{i}.{name}"])
                 else:  # the count of steps
                     own[name] = int(state[f"{i}.{name}"])
-
-
-def _library() -> Any:
-    try:
-        import bitsandbytes  # noqa: PLC0415  (a second, and only for these rows)
-    except ImportError:
-        raise SettingsError(
-            "optimizer: this is bitsandbytes' own, which is not installed. Install it "
-            "(pip install -c constraints.txt bitsandbytes), or use optimizer=adamw8bit or paged-adamw8bit."
-        ) from None
-    return bitsandbytes

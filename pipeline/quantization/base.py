@@ -62,20 +62,32 @@ class Format(Settings):
     def dequantize(self, stored: QuantizedWeight, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight (O, I) in `dtype` (None: the dtype it had), rounded once from float32."""
 
-    def absorb_row_scale(self, stored: QuantizedWeight, scale_O: Tensor) -> QuantizedWeight | None:
-        """Return the stored form of diag(scale) W without quantizing again, or None where that is not possible."""
-        return None
+    def shifted(self, stored: QuantizedWeight, delta_OI: Tensor) -> QuantizedWeight:
+        """Return the stored form of W + delta with the codes as they are, exact to one rounding in float32.
 
-    def frozen(self, stored: QuantizedWeight, bias_O: Tensor | None) -> FrozenLinear:
+        Raises:
+            QuantizationError: that is not possible; the message is the reason, in a clause.
+        """
+        raise QuantizationError(f"{self.name} has no zero points that a sum could go into")
+
+    def row_scaled(self, stored: QuantizedWeight, scale_O: Tensor) -> QuantizedWeight:
+        """Return the stored form of diag(scale) W with the codes as they are, exact to one rounding in float32.
+
+        Raises:
+            QuantizationError: that is not possible; the message is the reason, in a clause.
+        """
+        raise QuantizationError(f"{self.name} has no scales that a row's scale could go into")
+
+    def frozen(self, stored: QuantizedWeight, bias_O: Tensor | None) -> "StoredLinear":
         """Return the linear layer over a stored weight."""
         return StoredLinear(self, stored, bias_O)
 
     def to_file(self, stored: QuantizedWeight) -> dict[str, Tensor]:
-        """Return what the base's folder holds of one weight; a key is appended to the name of the weight."""
+        """Return what the base's folder holds of one weight; a key is appended to the name of the linear module."""
         raise NotImplementedError(f"{self.name} has no folder of its own")
 
-    def from_file(self, tensors: dict[str, Tensor]) -> QuantizedWeight:
-        """Undo `to_file`.
+    def from_file(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> QuantizedWeight:
+        """Undo `to_file` for a weight that had `dtype`.
 
         Raises:
             KeyError: a tensor is missing.
@@ -83,14 +95,17 @@ class Format(Settings):
         """
         raise NotImplementedError(f"{self.name} has no folder of its own")
 
-    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any]:
+    def transformers_config(self, dtype: torch.dtype, unquantized: list[str]) -> dict[str, Any] | None:
         """Return `quantization_config` of config.json, which decides how `transformers` computes with the base.
+
+        None where the layout is our own: then there is no config.json, for `transformers` would initialize what it
+        cannot read, and only warn.
 
         Args:
             dtype: compute dtype of the linear layers.
             unquantized: names of the linear modules left as they are.
         """
-        raise NotImplementedError(f"{self.name} has no folder of its own")
+        return None
 
 
 class StoredLinear(FrozenLinear):
@@ -114,18 +129,33 @@ class StoredLinear(FrozenLinear):
         return self.format.dequantize(self.quantized, dtype)
 
     def absorb(self, update: Update) -> Update:
-        """Take a positive row scale where the format can; a delta that is left over stands outside the scale then."""
-        scale_O = update.row_scale_O
-        if scale_O is None:
-            return update
-        scale_O = scale_O.detach().float()
-        scaled = self.format.absorb_row_scale(self.quantized, scale_O)
-        if scaled is None:
-            return update
-        self.quantized = scaled
-        self.bias = None if self.bias is None else (scale_O * self.bias.float()).to(self.bias.dtype)
-        delta_OI = None if update.delta_OI is None else scale_O[:, None] * update.delta_OI
-        return replace(update, row_scale_O=None, delta_OI=delta_OI)
+        """Take what the format can without touching a code; a delta left over stands outside the row scale then."""
+        layer, left, _ = self.absorbing(update)
+        self.quantized, self.bias = layer.quantized, layer.bias
+        return left
+
+    @torch.no_grad()
+    def absorbing(self, update: Update) -> tuple["StoredLinear", Update, list[str]]:
+        """Return a layer that holds what `absorb` would take, what is left over, and why it is."""
+        stored, bias_O, reasons = self.quantized, self.bias, []
+        delta_OI, scale_O = update.delta_OI, update.row_scale_O
+        if update.rotation_NCC is not None or update.column_scale_I is not None:
+            reasons.append("a rotation or a scale of columns gives every weight of a block another change")
+        elif delta_OI is not None:
+            try:
+                stored, delta_OI = self.format.shifted(stored, delta_OI.float()), None
+            except QuantizationError as error:
+                reasons.append(str(error))
+        if scale_O is not None:
+            try:
+                stored, factor_O, scale_O = self.format.row_scaled(stored, scale_O.float()), scale_O.float(), None
+            except QuantizationError as error:
+                reasons.append(str(error))
+            else:
+                bias_O = None if bias_O is None else (factor_O * bias_O.float()).to(bias_O.dtype)
+                delta_OI = None if delta_OI is None else factor_O[:, None] * delta_OI
+        left = replace(update, delta_OI=delta_OI, row_scale_O=scale_O)
+        return self.format.frozen(stored, bias_O), left, reasons
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to a device. `fn` is handed bytes, and it casts only floating tensors: `.to(dtype)` changes nothing."""
@@ -140,6 +170,11 @@ class StoredLinear(FrozenLinear):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, format={self.format.name}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check_weight(weight_OI: Tensor) -> None:

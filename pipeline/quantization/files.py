@@ -1,11 +1,11 @@
-"""The folder of a quantized base: what `transformers` loads with `AutoModelForCausalLM.from_pretrained`.
+"""The folder of a quantized base; of a public format, what `AutoModelForCausalLM.from_pretrained` loads.
 
 Tensors are added one by one and written in shards, so that preparing a base takes the memory of one shard and one
 weight, whatever the size of the model. The index is always written, also for a single shard.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.quantization.base import Format, QuantizationError, QuantizedWeight
+from pipeline.quantization.base import Format, QuantizationError, QuantizedWeight, dtype_name
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 SHARD_BYTES = 2**31
+DTYPE = "dtype_before_quantization"
+"""In the index, what the quantized weights were: not every format's own layout says so."""
 
 
 class Writer:
@@ -35,8 +37,8 @@ class Writer:
     def add_quantized(self, module: str, weight: QuantizedWeight) -> None:
         """Add the weight of the linear module of that name."""
         self._dtype = weight.dtype
-        for suffix, tensor in self._format.to_file(weight).items():
-            self.add(f"{module}.weight{suffix}", tensor)
+        for key, tensor in self._format.to_file(weight).items():
+            self.add(f"{module}.{key}", tensor)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Add a tensor as it is."""
@@ -46,14 +48,17 @@ class Writer:
         self._shard[name] = tensor.contiguous()
 
     def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
-        """Write the last shard, the index and config.json.
+        """Write the last shard, the index and, where transformers can read the weights, config.json.
 
         `config` is the model's own; `unquantized` names the linear modules that were added as they are.
         """
         self._write_shard()
-        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": self._file_of}
-        config = config | {"quantization_config": self._format.transformers_config(self._dtype, unquantized)}
-        for name, content in ((INDEX, index), (CONFIG, config)):
+        metadata = {"total_size": self._total_bytes, DTYPE: dtype_name(self._dtype)}
+        index = {"metadata": metadata, "weight_map": self._file_of}
+        written = {INDEX: index}
+        if (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
+            written[CONFIG] = config | {"quantization_config": quantization}
+        for name, content in written.items():
             (self._folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def _write_shard(self) -> None:
@@ -71,23 +76,34 @@ def read(folder: Path, format_: Format, linears: Iterable[str]) -> tuple[dict[st
     Raises:
         QuantizationError: a weight of `linears` is missing, or is stored in another format.
     """
-    tensors = _read_all(folder)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    tensors, dtype = _read_all(folder, index), getattr(torch, index["metadata"][DTYPE])
+    parts: dict[str, dict[str, Tensor]] = {module: {} for module in linears}
+    for name in list(tensors):
+        module, key = _split(name, parts)
+        if module is not None:
+            parts[module][key] = tensors.pop(name)
     quantized = {}
-    for module in linears:
-        prefix = f"{module}.weight"
-        parts = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    for module, held in parts.items():
         try:
-            quantized[module] = format_.from_file(parts)
+            quantized[module] = format_.from_file(held, dtype)
         except KeyError as error:
-            raise QuantizationError(f"{folder}: {prefix} lacks the tensor {prefix}{error.args[0]}.") from None
+            raise QuantizationError(f"{folder}: {module}.weight lacks the tensor {module}.{error.args[0]}.") from None
         except QuantizationError as error:
-            raise QuantizationError(f"{folder}: {prefix}: {error}") from None
+            raise QuantizationError(f"{folder}: {module}.weight: {error}") from None
     return quantized, tensors
 
 
-def _read_all(folder: Path) -> dict[str, Tensor]:
+def _split(name: str, linears: Container[str]) -> tuple[str | None, str]:
+    """Return the linear module that a tensor's name begins with, and the rest; a bias belongs to no stored weight."""
+    places = (at for at, letter in enumerate(name) if letter == ".")
+    module = next((name[:at] for at in places if name[:at] in linears and name[at:] != ".bias"), None)
+    return module, name if module is None else name[len(module) + 1 :]
+
+
+def _read_all(folder: Path, index: dict[str, Any]) -> dict[str, Tensor]:
     tensors = {}
-    for file in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values())):
+    for file in sorted(set(index["weight_map"].values())):
         with safe_open(folder / file, framework="pt") as shard:
             tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118  (not a mapping)
     return tensors

@@ -21,7 +21,15 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     status, result = _merged(settings, inputs, train, str(device)) if train.status == "ok" else _failed(train)
     about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
     records.write(outputs["record"], stage="merge", settings=settings, result=result, about=about, status=status)
-    print(f"merge: {result.get('reason') or ', '.join(result['states']) or 'nothing to merge'}", flush=True)
+    said = result.get("reason") or ", ".join(map(_said, result["states"].items())) or "nothing to merge"
+    print(f"merge: {said}", flush=True)
+
+
+def _said(state: tuple[str, dict[str, Any]]) -> str:
+    """Return a state's name and, where codes were made anew, for how many sites and why, and at what error."""
+    name, found = state
+    again = "; ".join(f"{count} sites: {why}" for why, count in found["requantized"].items())
+    return f"{name} (error {found['error'] or 0:.2g}; {again})" if again else name
 
 
 def _failed(train: records.Record) -> tuple[str, dict[str, Any]]:

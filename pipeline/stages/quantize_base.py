@@ -16,7 +16,7 @@ from pipeline.models.load import check_files, skeleton
 from pipeline.models.weights import Weights
 from pipeline.quantization.base import Format, QuantizationError
 from pipeline.quantization.errors import layer_errors
-from pipeline.quantization.files import Writer
+from pipeline.quantization.files import CONFIG, Writer
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def _row(site: Site, errors: dict[str, float | None]) -> dict[str, Any]:
 
 
 def _copy_rest(model: Path, folder: Path, names: dict[str, str]) -> None:
-    """Copy tokenizer and generation files: whatever is neither weights nor already written."""
+    """Copy tokenizer and generation files: whatever neither is weights nor says how to read them."""
     for name in names:
-        if not name.endswith((".safetensors", ".safetensors.index.json")) and not (folder / name).exists():
+        if name != CONFIG and not name.endswith((".safetensors", ".safetensors.index.json")):
             shutil.copyfile(model / name, folder / name)

@@ -1,6 +1,5 @@
 """Pre-trains a small base from nothing, through the same loop as every fine-tune."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +8,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.adapters.base import AdapterLayer, AdapterSettings, Method
+from pipeline.adapters import base as adapters
+from pipeline.adapters.base import AdapterLayer, AdapterSettings, Forward, Method
 from pipeline.core.group import Group
 from pipeline.core.seeds import generator
 from pipeline.core.settings import Built, Settings, SettingsError
 from pipeline.core.site import LINEAR_ROLES
 from pipeline.models.source import Source
 from pipeline.optimizers.base import OptimizerSettings
-from pipeline.steps.train import Batch, Rows, forward
+from pipeline.steps.train import Batch, forward
 from pipeline.tasks.corpora import Corpus
 from pipeline.training import batches
 from pipeline.training.checkpoint import Checkpoints
@@ -138,7 +138,7 @@ class Whole(Method[AdapterSettings, AdapterLayer]):
         super().__init__(AdapterSettings(roles=LINEAR_ROLES), seed=0, total_steps=0)
         self.model, self.precision = model, precision
 
-    def loss(self, forward: Callable[[Batch], Rows], batch: Batch) -> Tensor:
+    def loss(self, forward: Forward, batch: adapters.Batch) -> Tensor:
         """Return the mean loss of a part."""
         with torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return super().loss(forward, batch)

@@ -7,6 +7,7 @@ from torch import nn
 from pipeline.adapters import files
 from pipeline.adapters.ia3 import IA3, InputScale, OutputScale
 from pipeline.core.site import LINEAR_ROLES
+from pipeline.quantization.nf4 import NF4
 from pipeline.quantization.none import Dense
 from tests.adapters import tiny
 from tests.adapters.test_counts import MODELS, one_block
@@ -86,6 +87,46 @@ def test_scales_near_one_survive_bfloat16(layer):
     rounded_once = (scale * x.float()).bfloat16()
     assert (rounded_once != x).float().mean() > 0.05
     assert (y == rounded_once).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("roles", [ROLES, ("k", "up", "down"), ("down",)])
+def test_in_a_gated_mlp_the_inner_scale_is_one_of_the_rows_of_up(roles):
+    base, method = placed(roles=roles)
+    tiny.shake(method, size=0.3)
+    expected, updates = tiny.logits(base), method.updates()
+    base.detach()
+    assert {site.role for site in updates} == {*roles, "up"} - {"down"}
+    assert all(update.column_scale_I is None for update in updates.values())
+    for site, update in updates.items():
+        frozen = base.places[site].frozen
+        base.places[site].frozen = tiny.Dense(*update.apply(frozen.dense_weight(), frozen.bias))
+    torch.testing.assert_close(tiny.logits(base), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_gate_the_inner_scale_stays_a_scale_of_columns():
+    places = {site: frozen for site, frozen in tiny.base(Dense()).offered().items() if site.role != "gate"}
+    method = IA3(roles=("down",)).method(seed=0, total_steps=1)
+    method.place(places)
+    assert [(site.role, update.row_scale_O) for site, update in method.updates().items()] == [("down", None)] * 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_nf4_what_ships_is_what_was_trained(seed):
+    """With blocks that lie in a row and scales above zero: the packed codes stay, bit for bit, absmax is l * absmax."""
+    base = tiny.base(NF4(block_size=32, double=False))
+    method = tiny.place(IA3(roles=ROLES), base, seed)
+    tiny.shake(method, seed, size=0.2)
+    trained = tiny.logits(base)
+    base.detach()
+    for site, update in method.updates().items():
+        before = base.places[site].frozen.quantized
+        assert base.places[site].frozen.absorb(update).empty()
+        after = base.places[site].frozen.quantized
+        assert torch.equal(after.tensors["packed"], before.tensors["packed"])
+        scales_OS = before.tensors["absmax"].view(site.out_features, -1) * update.row_scale_O[:, None]
+        assert torch.equal(after.tensors["absmax"], scales_OS.flatten())
+    difference = (tiny.logits(base) - trained).abs().max() / trained.abs().max()
+    assert difference <= 5e-6
 
 
 def test_weight_decay_does_not_pull_a_scale_to_zero():

@@ -121,7 +121,20 @@ class Maker:
             {
                 "format": quantization,
                 "bits_per_parameter": 4.126953125,
-                "layers": [{"site": "q", "relative_error": 0.09}],
+                "layers": [
+                    {
+                        "site": f"{layer}.{role}",
+                        "role": role,
+                        "layer": layer,
+                        "relative_error": 0.09 + 0.01 * layer,
+                        "max_error": 0.6,
+                        "max_weight": 4.0,
+                        "kurtosis": 3.0,
+                        "outlier_error": 0.004,
+                    }
+                    for layer in (0, 1)
+                    for role in ("q", "down")
+                ],
             },
         )
         return {

@@ -12,8 +12,16 @@ from pipeline.core.records import RecordError
 from pipeline.core.settings import digest
 from pipeline.stages import aggregate, figures, report
 
-MADE = ["aggregate.json", "report.html", "rows.csv", "table.csv", "table.md", "table.tex", "table.txt"]
-FIGURES = ["rank-curve", "retention-vs-gain", "score-vs-parameters", "states", "training-curves"]
+MADE = ["aggregate.json", "layers.csv", "report.html", "rows.csv", "table.csv", "table.md", "table.tex", "table.txt"]
+FIGURES = [
+    "layer-errors",
+    "layer-losses",
+    "rank-curve",
+    "retention-vs-gain",
+    "score-vs-parameters",
+    "states",
+    "training-curves",
+]
 
 
 def contents(folder):

@@ -12,6 +12,7 @@ from pipeline.aggregation import report, samples, style
 from pipeline.aggregation.compare import compare
 from pipeline.aggregation.curves import read_curves
 from pipeline.aggregation.figures import draw
+from pipeline.aggregation.layers import read_layers
 from pipeline.aggregation.origins import origins
 from pipeline.aggregation.rows import collect
 from pipeline.aggregation.sweep import load
@@ -32,7 +33,7 @@ def comparison(sweep):
 
 @pytest.fixture(scope="module")
 def figures(sweep, comparison):
-    return draw(comparison, read_curves(sweep))
+    return draw(comparison, read_curves(sweep), read_layers(sweep))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def page(sweep, comparison, figures):
 def test_figures_are_the_same_bytes_again_whatever_a_users_matplotlibrc_says(sweep, comparison, figures, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "xtick.major.size", 30)
     monkeypatch.setitem(mpl.rcParams, "axes.linewidth", 9)
-    assert draw(comparison, read_curves(sweep)) == figures
+    assert draw(comparison, read_curves(sweep), read_layers(sweep)) == figures
 
 
 def test_figures_hold_their_data(figures):
@@ -65,10 +66,11 @@ def test_figures_hold_their_data(figures):
 
 def test_a_figure_without_data_says_why(comparison):
     alone = comparison.model_copy(update={"lines": tuple(line for line in comparison.lines if line.is_base)})
-    drawn = {name: data.decode() for name, data in draw(alone, {}).items()}
+    drawn = {name: data.decode() for name, data in draw(alone, {}, []).items()}
     assert "No run has been scored yet." in drawn["score-vs-parameters.svg"]
     assert "No run has left a training curve." in drawn["training-curves.svg"]
     assert "several ranks at once" in drawn["rank-curve.svg"]
+    assert "No base of this sweep is quantized." in drawn["layers.svg"]
 
 
 def test_every_color_follows_the_theme(figures):

@@ -152,7 +152,7 @@ def test_a_sweep_of_which_everything_diverged_shows_its_bases(make):
     rows = {row.line.name: [entry.text for entry in row.entries] for row in layout.main(comparison).rows}
     assert rows["LoRA, rank 2, nf4-double"].count("diverged") == 5
     assert sum("±" in text for text in rows["base alone, nf4-double"]) == 3
-    assert draw(comparison, {})
+    assert draw(comparison, {}, [])
 
 
 def test_survival_is_shown_for_every_merged_state(comparison):

@@ -11,21 +11,38 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pipeline.adapters.base import AdapterSettings
 from pipeline.core.settings import SettingsError, build
+from pipeline.quantization.int8 import Int8
 from pipeline.quantization.none import Dense
 from pipeline.steps.train import forward
 from tests.adapters import tiny
 
-FORMATS = [tiny.ROOT / "conf" / "quantization" / f"{name}.yaml" for name in ("none", "nf4", "nf4-double")]
+FORMATS = sorted((tiny.ROOT / "conf" / "quantization").glob("*.yaml"))
+QUICK = ("none", "nf4", "nf4-double")
+"""Formats in the loop while you write, over all seeds; the others are tried with one."""
+DENSE = tiny.ROOT / "conf" / "quantization" / "none.yaml"
 SEEDS = range(3)
 CLOSE = 1e-5
 """Of the largest logit. Measured on 2026-11-21 over methods, formats, seeds and points: at most 2.3e-6."""
+ROUNDED = 0.05
+"""The same where a format rounds inputs and a merged dense weight does not. Measured on 2026-11-21: at most 0.035."""
 
 every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
-every_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda path: path.stem)
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 
 
-def on_base(adapter, format_=FORMATS[0], seed=0):
+def case(path, *seed):
+    """A format, with a seed or without; what is not in the quick loop is slow."""
+    marks = () if path.stem in QUICK else pytest.mark.slow
+    return pytest.param(path, *seed, id="-".join([path.stem, *map(str, seed)]), marks=marks)
+
+
+every_format = pytest.mark.parametrize("format_", [case(path) for path in FORMATS])
+every_format_and_seed = pytest.mark.parametrize(
+    ("format_", "seed"), [case(path, seed) for path in FORMATS for seed in (SEEDS if path.stem in QUICK else [0])]
+)
+
+
+def on_base(adapter, format_=DENSE, seed=0):
     """The method on a base of this format; one that says that it cannot be there must refuse, and that is all."""
     settings, base = tiny.settings(adapter), tiny.base(tiny.settings(format_))
     allowed, why = settings.method(seed, tiny.TOTAL_STEPS).quantized_base
@@ -37,9 +54,9 @@ def on_base(adapter, format_=FORMATS[0], seed=0):
     return base, tiny.place(settings, base, seed)
 
 
-def assert_close(got, expected):
+def assert_close(got, expected, bound):
     difference = (got - expected).abs().max() / expected.abs().max()
-    assert difference <= CLOSE, f"{difference:.2e}"
+    assert difference <= bound, f"{difference:.2e}"
 
 
 def test_every_method_of_the_room_has_a_file():
@@ -70,8 +87,7 @@ def test_settings_say_what_they_are(adapter):
         build(settings.node() | {"roles": []})
 
 
-@every_seed
-@every_format
+@every_format_and_seed
 @every_adapter
 def test_starts_as_it_says(adapter, format_, seed):
     base, method = on_base(adapter, format_, seed)
@@ -84,14 +100,15 @@ def test_starts_as_it_says(adapter, format_, seed):
         base.detach()
         difference = (start - tiny.logits(base)).abs().max()
         if kind == "identity":
-            assert difference == 0
+            # The one method that multiplies with a weight of its own making does not round inputs as int8 does.
+            own_product = adapter.stem == "weight-oft" and isinstance(base.format, Int8)
+            assert difference <= (ROUNDED if own_product else 0)
         else:
             assert difference > 0
             assert kind != "near" or difference < 0.05
 
 
-@every_seed
-@every_format
+@every_format_and_seed
 @every_adapter
 def test_merged_is_unmerged_at_every_point(adapter, format_, seed):
     base, method = on_base(adapter, format_, seed)
@@ -100,14 +117,14 @@ def test_merged_is_unmerged_at_every_point(adapter, format_, seed):
     tiny.shake(method, seed)
     mergeable, why = method.mergeable
     assert why
-    seen = []
+    seen, bound = [], ROUNDED if isinstance(base.format, Int8) else CLOSE
     for at in tiny.points(method):
         layers = method.export(at)
         unmerged = tiny.logits_at(base, method, at)
         assert (unmerged - before).abs().max() > 0.02
         seen.append(unmerged)
         if mergeable:
-            assert_close(tiny.logits(tiny.merged(base, layers)), unmerged)
+            assert_close(tiny.logits(tiny.merged(base, layers)), unmerged, bound)
         else:
             assert any(layer.update() is None for layer in layers.values())
     assert all((one - other).abs().max() > 0.01 for one, other in itertools.pairwise(seen))

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from pipeline.adapters.lora import LoRA, LoRALayer, LoRAMethod
+from pipeline.adapters.qa_lora import QALoRA
 from pipeline.core.settings import build
 from pipeline.core.site import LINEAR_ROLES
 from pipeline.core.update import Update
@@ -177,3 +178,35 @@ def test_row_scales_survive_being_put_back_on_the_grid(prepared, monkeypatch, fo
     assert found["error"] < error
     if format_ == "nf4":
         assert found["survival"] == pytest.approx(1, abs=1e-5)
+        assert (found["exact"], found["requantized"]) == (1, {})
+    else:
+        assert found["exact"] == 0
+        assert found["requantized"] == {"double quantization would round the scaled scales to 8 bits again": 14}
+
+
+def test_what_ships_in_integers_is_what_was_scored(prepared):
+    """QA-LoRA on its own base: exact at every site, and the reason on a base of another format."""
+    settings = QALoRA(rank=4, alpha=8.0, roles=list(LINEAR_ROLES), group_size=32)
+    ids = torch.tensor([[1, 5, 9, 20, 3, 7]])
+    for format_ in ("int4-affine", "nf4"):
+        base = loaded(prepared, format_)
+        method = adapt(base, settings, 0, total_steps=1)
+        for layer in method.placed.values():
+            layer.B_OR.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+        found = report(base, method, MERGED)["states"]
+        assert {state for state, one in found.items() if one["exact"] is not None} == {"requantized-dequantized"}
+        one = found["requantized-dequantized"]
+        with torch.no_grad():
+            with states.entered(base, method, states.Label("trained")):
+                trained = base.model(ids).logits
+            with states.entered(base, method, states.Label("requantized-dequantized")) as digest:
+                difference = (base.model(ids).logits - trained).norm() / trained.norm()
+        assert digest == one["digest"]
+        if format_ == "int4-affine":
+            assert (one["exact"], one["requantized"]) == (1, {})
+            assert one["error"] < 2e-7
+            assert one["survival"] == pytest.approx(1, abs=1e-5)
+            assert difference < 5e-6
+        else:
+            assert (one["exact"], one["requantized"]) == (0, {"nf4 has no zero points that a sum could go into": 14})
+            assert difference > 1e-2

@@ -19,6 +19,7 @@ FORMATS = {
     "none": {"_target_": "pipeline.quantization.none.Dense"},
     "nf4": {"_target_": "pipeline.quantization.nf4.NF4", "block_size": 64, "double": False},
     "nf4-double": {"_target_": "pipeline.quantization.nf4.NF4", "block_size": 64, "double": True},
+    "int4-affine": {"_target_": "pipeline.quantization.int4.Int4Affine", "group_size": 32},
 }
 
 

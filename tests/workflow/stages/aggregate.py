@@ -16,7 +16,7 @@ def run(settings, inputs, outputs, about):
             said = {"settings": digest(found.settings, 16)} | {key: found.about[key] for key in ("code", "upstream")}
             assert said == {key: one[key] for key in said}, f"{one['path']}: {said} is not {one}"
         lines.append(f"| {subject['name']} | {found.status} | {','.join(subject['kept'])} |")
-    for name in ("rows", "tex", "csv", "md", "txt"):
+    for name in ("rows", "layers", "tex", "csv", "md", "txt"):
         Path(outputs[name]).write_text("\n".join(lines) + "\n")
     about = provenance.about(about.pop("started"), **about)
     records.write(outputs["record"], stage="aggregate", settings=settings, result={"lines": lines}, about=about)
