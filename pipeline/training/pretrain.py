@@ -134,13 +134,13 @@ class Whole(Method[AdapterSettings, AdapterLayer]):
     With precision "bf16" the forward runs under autocast: products in bf16, sums, norms and the loss in fp32.
     """
 
-    def __init__(self, model: nn.Module, precision: str) -> None:
+    def __init__(self, model: Any, precision: str) -> None:
         super().__init__(AdapterSettings(roles=LINEAR_ROLES), seed=0, total_steps=0)
         self.model, self.precision = model, precision
 
     def loss(self, forward: Forward, batch: adapters.Batch) -> Tensor:
         """Return the mean loss of a part."""
-        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return super().loss(forward, batch)
 
     def groups(self) -> list[Group]:
