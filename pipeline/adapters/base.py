@@ -21,7 +21,7 @@ from pipeline.core.update import Update
 
 Places = Mapping[Site, nn.Module]
 """What is frozen at every site: a FrozenLinear, or at a site of role norm the norm itself."""
-Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "down", "linear"]
 Roles = Annotated[tuple[Role, ...], Len(min_length=1)]
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Gt(0)]

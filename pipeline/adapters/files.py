@@ -109,7 +109,7 @@ def _peft_config(method: Method[Any, Any], base_name: str) -> dict[str, Any] | N
     return {
         **own,
         "base_model_name_or_path": base_name,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(site.transposed for site in method.placed),
         "inference_mode": True,
         "peft_version": PEFT_VERSION,
         "target_modules": [site.name for site in method.placed],

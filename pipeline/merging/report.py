@@ -37,7 +37,9 @@ def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str,
 def _state(base: Base, method: Method[Any, Any], label: Label) -> dict[str, Any]:
     layers = merge(base, method, label)
     updates = updates_of(method, label.at)
-    parts = {site: _parts(base, site, updates[site], layer, label.state) for site, layer in layers.items()}
+    parts = {
+        site: _parts(base, site, update, layers[base.whole(site)], label.state) for site, update in updates.items()
+    }
     return {
         "digest": digest_of(layers),
         **_ratios({part: sum(one[part] for one in parts.values()) for part in PARTS}),
@@ -52,7 +54,8 @@ def _parts(base: Base, site: Site, update: Update, merged: FrozenLinear, state: 
     weight = source_weight(base, site, state).double()
     meant, _ = update.apply(weight, None)
     without = base.frozen()[site].dense_weight(torch.float32).double() if state.startswith("requantized") else weight
-    shipped, delta = merged.dense_weight(torch.float32).double(), meant - weight
+    whole_OI = merged.dense_weight(torch.float32).double()
+    shipped, delta = whole_OI if site.rows is None else whole_OI[list(site.rows)], meant - weight
     pairs = ((weight, weight), (meant, meant), (delta, delta), (shipped - without, delta), (shipped - meant,) * 2)
     return {part: _product(*pair) for part, pair in zip(PARTS, pairs, strict=True)}
 

@@ -99,10 +99,11 @@ def entered(base: Base, method: Method | None, label: Label) -> Iterator[str | N
 
 
 def merge(base: Base, method: Method, label: Label) -> dict[Site, FrozenLinear]:
-    """Return the merged layer of every site that the method adapts."""
-    return {
-        site: merge_site(base, site, updates, label.state) for site, updates in updates_of(method, label.at).items()
-    }
+    """Return the merged layer of every weight that the method adapts; slices are merged into the one that they cut."""
+    wholes: dict[Site, dict[Site, Update]] = {}
+    for site, update in updates_of(method, label.at).items():
+        wholes.setdefault(base.whole(site), {})[site] = update
+    return {site: merge_site(base, site, updates, label.state) for site, updates in wholes.items()}
 
 
 def updates_of(method: Method, at: int | None) -> dict[Site, Update]:
@@ -116,25 +117,42 @@ def updates_of(method: Method, at: int | None) -> dict[Site, Update]:
 
 
 @torch.no_grad()
-def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLinear:
-    """Return one site's layer with `update` merged into it, in the state asked for.
+def merge_site(base: Base, whole: Site, updates: dict[Site, Update], state: str) -> FrozenLinear:
+    """Return the layer of one stored weight with all `updates` of it merged, in the state asked for.
 
     The arithmetic is in fp32; the result is dense or quantized by the base's format, in the dtype that the model is
     stored in: what is shipped does not depend on the dtype that it is computed with.
     """
-    frozen = base.frozen()[site]
+    frozen = base.frozen()[whole]
     assert isinstance(frozen, StoredLinear)
     format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
-    weight_OI, bias_O = update.apply(
-        source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()
-    )
-    return StoredLinear(format_, format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
+    weight_OI = source_weight(base, whole, state)
+    bias_O = None if frozen.bias is None else frozen.bias.float()
+    for site, update in updates.items():
+        if site.rows is None:
+            weight_OI, bias_O = update.apply(weight_OI, bias_O)
+        else:
+            weight_OI, bias_O = _apply_to_rows(update, list(site.rows), weight_OI, bias_O)
+    return format_.frozen(format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
+
+
+def _apply_to_rows(
+    update: Update, rows: list[int], weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight and bias of a fused projection, new tensors, with `update` applied to its outputs `rows`."""
+    part_RI, part_R = update.apply(weight_OI[rows], None if bias_O is None else bias_O[rows])
+    weight_OI = weight_OI.clone()
+    weight_OI[rows] = part_RI
+    if part_R is not None:
+        bias_O = weight_OI.new_zeros(len(weight_OI)) if bias_O is None else bias_O.clone()
+        bias_O[rows] = part_R
+    return weight_OI, bias_O
 
 
 def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:
     """Return the fp32 weight (O, I) that a state merges into: the original's, or the dequantized base's."""
     if state.endswith("-original"):
-        return base.weights.tensor(f"{site.name}.weight").to(base.device, torch.float32)
+        return base.weights.linear(site).to(base.device, torch.float32)
     return base.frozen()[site].dense_weight(torch.float32)
 
 
