@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import hub
 from pipeline.core.records import file_sha256, write_atomic
 from pipeline.core.settings import SettingsError, build, canonical, digest
 from pipeline.sweeps.closure import digest as code_digest
@@ -35,10 +36,12 @@ class Checked:
 
 
 class Checks:
-    """Checks nodes; `memory` is the file that remembers."""
+    """Checks nodes; `memory` is the file that remembers. `repositories` are those of the hub, by their places."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
+        self.repositories: dict[str, hub.Repository] = {}
+        self._lock = hub.read_lock()
         self._known: dict[str, Any] = {}
         with suppress(FileNotFoundError, json.JSONDecodeError):  # only a cache: made anew where it is damaged
             self._known = json.loads(memory.read_bytes())
@@ -46,18 +49,29 @@ class Checks:
         self._seen: dict[str, Checked] = {}
 
     def check(self, node: Mapping[str, Any], where: str) -> Checked:
-        """Return `node` as its class writes it.
+        """Return `node` as its class writes it, pinned by the lock where it names a repository of the hub.
 
         Raises:
             SettingsError: a key or value is wrong; `where` is the node's place in the message.
         """
         text = canonical(node)
         if text not in self._seen:
-            key = digest([text, code_digest(modules(targets(text)))], 16)
+            if '"repository"' in text:
+                node = hub.pinned(node, self._lock, where, self.repositories)
+            now = canonical(node)
+            key = digest([now, code_digest(modules(targets(now)))], 16)
             if key not in self._known:
                 self._known[key] = asdict(_ask(node, where))
             self._seen[text] = Checked(**self._known[key])
         return self._seen[text]
+
+    def present(self, told: str) -> None:
+        """Refuse repositories of the hub that are not pinned, or not in this machine's cache; `told` is the sweep."""
+        for where, repository in self.repositories.items():
+            try:
+                repository.present(told)
+            except SettingsError as error:
+                raise SettingsError(f"{where}: {error}") from None
 
     def sha256(self, path: str) -> str:
         """Return the SHA-256 of a local file, read once for each size and time of change."""

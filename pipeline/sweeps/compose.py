@@ -20,6 +20,8 @@ from pipeline.sweeps.settings import CHOICES, SIZES, Request, Sweep, split
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = (*CHOICES, "task", "evaluation", "tracker", "hardware", "report", "sweep")
+PLAIN = ("seed", "data_root")
+"""Settings that lie in no group."""
 MISSING = "???"
 
 
@@ -85,21 +87,31 @@ def composed(choices: tuple[tuple[str, str], ...]) -> Node:
     return {str(key): value for key, value in node.items()}
 
 
-def tasks(names: list[str]) -> Node:
+def tasks(names: list[str], data_root: str | None = None) -> Node:
     """Return the nodes of the tasks `names`, each composed under `task.<name>`."""
-    return dict(composed(tuple((f"+task@task.{name}", name) for name in names))["task"])
+    nodes = composed(tuple((f"+task@task.{name}", name) for name in names))["task"]
+    return resolved(nodes, data_root)
 
 
-def resolved(config: Node) -> Node:
+def data_root(overrides: list[Override]) -> str | None:
+    """Return the folder of local data: the user's override, else what conf/config.yaml says."""
+    given = [override.value for override in overrides if override.key == "data_root"]
+    found = given[-1] if given else resolved({"here": composed(())["data_root"]})["here"]
+    if found is not None and not (isinstance(found, str) and Path(found).expanduser().is_dir()):
+        raise SettingsError(f"data_root: must be a folder, or null to read the hub's cache, got {found!r}.")
+    return found and str(Path(found).expanduser())
+
+
+def resolved(config: Node, data_root: str | None = None) -> Node:
     """Return `config` without interpolations. Most have none, and OmegaConf costs milliseconds a run."""
     if "${" not in canonical(config):
         return config
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.create(config | {"data_root": data_root}), resolve=True)
     except OmegaConfBaseException as error:
         raise SettingsError(str(error)) from None
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items() if key != "data_root"}
 
 
 def parsed(texts: tuple[str, ...]) -> list[Override]:
@@ -133,9 +145,9 @@ def _finite(key: str, value: object) -> None:
 def _known_group(key: str) -> None:
     """Refuse a key that lies in no group, and name the setting that may be meant."""
     group = key.partition(".")[0]
-    if group in GROUPS or key == "seed":
+    if group in GROUPS or key in PLAIN:
         return
-    known = [*GROUPS, "seed"]
+    known = [*GROUPS, *PLAIN]
     if group in Sweep.model_fields:
         hint = f" Did you mean 'sweep.{group}'?"
     else:

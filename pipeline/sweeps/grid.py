@@ -7,7 +7,17 @@ from typing import Any
 
 from pipeline.core.settings import TARGET, SettingsError, build, canonical, nearest
 from pipeline.sweeps.checks import Checked, Checks
-from pipeline.sweeps.compose import MISSING, Override, chosen, composed, not_swept, parsed, resolved, tasks
+from pipeline.sweeps.compose import (
+    MISSING,
+    Override,
+    chosen,
+    composed,
+    data_root,
+    not_swept,
+    parsed,
+    resolved,
+    tasks,
+)
 from pipeline.sweeps.nodes import Node, flat, has, put
 from pipeline.sweeps.settings import CHOICES, SIZES, Request, Sweep, points, slug
 
@@ -68,12 +78,13 @@ def expand(request: Request, checks: Checks) -> Grid:
     nodes = _nodes(sweep, mine, remarks)
     _axes_exist(sweep, nodes)
     remarks += _replaced(sweep, mine) + _lacking(sweep, mine)
-    found = _Expansion(sweep, nodes, frozenset(override.key for override in mine), checks).points()
+    root = data_root(overrides)
+    found = _Expansion(sweep, nodes, frozenset(override.key for override in mine), root, checks).points()
     single = {group: _checked(checks, nodes[group]["-"], group).node for group in SINGLE}
     names = [chosen("task", name, "sweep.task") for name in sweep.task]
     names += [chosen("task", point.settings["training"]["task"], "training.task") for point in found]
     own = [override for override in overrides if override.group == "task"]
-    return Grid(sweep, found, _tasks(list(dict.fromkeys(names)), own, checks), single, remarks)
+    return Grid(sweep, found, _tasks(tasks(list(dict.fromkeys(names)), root), own, checks), single, remarks)
 
 
 def _sweep(name: str, overrides: list[Override]) -> Sweep:
@@ -160,6 +171,7 @@ class _Expansion:
     sweep: Sweep
     nodes: dict[str, dict[str, Node]]
     overridden: frozenset[str]
+    data_root: str | None
     checks: Checks
 
     def points(self) -> list[Point]:
@@ -197,7 +209,7 @@ class _Expansion:
         given |= {SIZES.get(axis, axis): value for axis, value in values.items()}
         for key, value in given.items():
             settings = put(settings, key.split("."), value, key)
-        settings = resolved(settings)
+        settings = resolved(settings, self.data_root)
         seed = settings["seed"]
         if type(seed) is not int or seed < 0:
             raise SettingsError(f"seed: must be a whole number of at least 0, got {seed!r}.")
@@ -236,14 +248,14 @@ def _two_of_one_name(one: Point, other: Point) -> str:
     )
 
 
-def _tasks(names: list[str], overrides: list[Override], checks: Checks) -> dict[str, Checked]:
-    """Return the checked nodes of the tasks `names` with the user's values in them."""
-    nodes = tasks(names)
+def _tasks(nodes: Node, overrides: list[Override], checks: Checks) -> dict[str, Checked]:
+    """Return the checked nodes of tasks with the user's values in them."""
+    nodes = dict(nodes)
     for override in overrides:
         task, *path = override.path
         if task not in nodes:
             raise SettingsError(
-                f"{override.key}: the sweep has no task {task!r}.{nearest(task, names)} Its tasks: {', '.join(names)}."
+                f"{override.key}: the sweep has no task {task!r}.{nearest(task, list(nodes))} Its tasks: {', '.join(nodes)}."
             )
         nodes[task] = put(nodes[task], path, override.value, override.key)
     found = {}

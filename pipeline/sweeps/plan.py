@@ -42,6 +42,7 @@ def load(config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY)
     request = asked(config)
     with checks(memory) as checked:
         grid = expand(request, checked)
+        checked.present(request.told)
         shop = Workshop(grid, checked, root, request)
         runs = [shop.run(point) for point in grid.points]
         bases = {shop.base(point).wildcards: shop.base_alone(point) for point in grid.points}

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -85,6 +86,13 @@ class Request(Settings):
     overrides: tuple[str, ...] = ()
     code: Literal["rerun", "keep"] | None = None
     retry: Literal["failed"] | None = None
+
+    @property
+    def told(self) -> str:
+        """What chooses the sweep and its settings, as a command line has it."""
+        words = [f"sweep={self.sweep}"] if self.sweep != "default" else []
+        words += [f"overrides={' '.join(self.overrides)}"] if self.overrides else []
+        return f" --config {shlex.join(words)}" if words else ""
 
 
 def split(given: str | list[str] | tuple[str, ...]) -> list[str]:
