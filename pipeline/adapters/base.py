@@ -8,7 +8,7 @@ I, C block size (N C = I), E entries of a packed strict triangle, C (C - 1) / 2.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 from annotated_types import Gt, Len
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class AdapterLayer(nn.Module):
         """Return what is saved: the name in PEFT's format, and the parameter or what that format makes of it."""
         raise NotImplementedError  # each method has its own
 
+    def insight(self) -> dict[str, Any]:
+        """Return what is worth knowing of this layer after training, as JSON."""
+        return {}
+
     def fill(self, saved: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave, from any device; overridden where that is not the parameters themselves."""
         for name, tensor in self.tensors().items():
@@ -107,6 +111,8 @@ class Method(nn.Module, Generic[S, L]):
     """What the adapted model computes before training, compared with the base, and why."""
     mergeable: ClassVar[tuple[bool, str]] = (True, "every layer is an update of its weight")
     graph_safe: ClassVar[tuple[bool, str]] = (True, "layers read device tensors only")
+    not_peft: ClassVar[str] = "PEFT has no such method"
+    """Why PEFT cannot hold what is saved, where `peft` returns None."""
     quantized_base: ClassVar[tuple[bool, str]] = (True, "the frozen weight is only read")
     """Whether the base may be quantized, and why."""
 
@@ -136,10 +142,14 @@ class Method(nn.Module, Generic[S, L]):
 
     def place(self, places: Places) -> Layers:
         """Make and keep the layers; called once."""
-        self.placed = self.layers(places)
-        self.at = nn.ModuleDict({site.name.replace(".", "/"): layer for site, layer in self.placed.items()})
+        return self.keep(self.layers(places)).placed
+
+    def keep(self, layers: dict[Site, L]) -> Self:
+        """Take these layers for the method's own; called once."""
+        self.placed = layers
+        self.at = nn.ModuleDict({site.name.replace(".", "/"): layer for site, layer in layers.items()})
         self.refresh()
-        return self.placed
+        return self
 
     def groups(self) -> list[Group]:
         """Return all parameters with decay, learning-rate scale and masks, for the optimizer."""
@@ -171,9 +181,18 @@ class Method(nn.Module, Generic[S, L]):
         assert at is None, f"{type(self).__name__} has no points, got {at}"
         return self.placed
 
+    def shipped(self, at: int | None = None) -> "Method[Any, Any]":
+        """Return the method whose folder is shipped: itself, or a plain one with the layers of `export(at)`."""
+        assert at is None, f"{type(self).__name__} has no points, got {at}"
+        return self
+
     def insight(self) -> dict[str, Any]:
-        """Return what is worth knowing about the method after training, as JSON."""
-        return {}
+        """Return what is worth knowing about the method after training, as JSON: by default what its layers say."""
+        found: dict[str, Any] = {}
+        for site, layer in self.export().items():
+            for key, value in layer.insight().items():
+                found.setdefault(key, {})[site.name] = value
+        return found
 
     def peft(self) -> dict[str, Any] | None:
         """Return the fields of PEFT's configuration that make it compute the same, or None where it cannot."""
