@@ -18,6 +18,7 @@ from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import build
 from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.models import sites
+from pipeline.models.stack import Stack, stacked
 from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight, StoredLinear
@@ -42,12 +43,12 @@ class Place(nn.Module):
 
 @dataclass
 class Base:
-    """A loaded base. `places` holds every site in forward order; norms are sites too."""
+    """A loaded base. `places` holds every site in forward order; norms are sites too, and last all blocks as one."""
 
     model: Any  # of transformers, as the tokenizer: its own types do not say what every model has
     tokenizer: Any
     format: Format
-    places: dict[Site, Place]
+    places: dict[Site, Place | Stack]
     weights: Weights
     dtype: torch.dtype
     device: torch.device
@@ -157,9 +158,9 @@ def _fill(
     rest: dict[str, Tensor],
     format_: Format,
     dtype: torch.dtype,
-) -> dict[Site, Place]:
+) -> dict[Site, Place | Stack]:
     """Replace every site by a place with its frozen layer, and give every other parameter its tensor."""
-    places = {}
+    places: dict[Site, Place | Stack] = {}
     for site in found:
         module: Any = model.get_submodule(site.name)
         if site.role in LINEAR_ROLES:
@@ -176,7 +177,7 @@ def _fill(
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent or extra:
         raise records.RecordError(f"the model's files do not fit its config: missing {absent}, unknown {extra}.")
-    return places
+    return places | stacked(model, found)
 
 
 def _inside(name: str, norms: set[str]) -> str:
