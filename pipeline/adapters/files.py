@@ -26,6 +26,8 @@ from pipeline.core.settings import build
 from pipeline.core.site import Site
 
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "pipeline.json"
+TRANSPOSED = ("LORA", "ADALORA", "IA3")
+"""What PEFT can put on a Conv1D."""
 PEFT_VERSION = "0.21.2"
 """The release of PEFT that the format follows; PEFT computes OFT files of releases before 0.18 otherwise."""
 
@@ -123,10 +125,12 @@ def _key(site: Site, name: str) -> str:
 
 def not_in_peft(method: Method[Any, Any]) -> str | None:
     """Return why PEFT cannot compute what the method does, or None where it can."""
-    if method.peft() is None:
+    if (own := method.peft()) is None:
         return method.not_peft
     if any(site.rows is not None for site in method.placed):
         return "PEFT has no adapter on a part of a module, and here one projection of a fused module has its own"
+    if (kind := own["peft_type"]) not in TRANSPOSED and any(site.transposed for site in method.placed):
+        return f"PEFT's {kind} has no layer for Conv1D, whose weight is transposed"
     return None
 
 

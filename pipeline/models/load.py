@@ -19,6 +19,7 @@ from pipeline.core.settings import build
 from pipeline.core.site import Site
 from pipeline.models import places, sites
 from pipeline.models.places import Place
+from pipeline.models.stack import Stack
 from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight
@@ -28,12 +29,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass
 class Base:
-    """A loaded base. `places` holds every site in forward order; norms are sites too, and slices of a projection."""
+    """A loaded base. `places` holds every site in forward order: norms and slices of a projection too, last all blocks."""
 
     model: Any  # of transformers, as the tokenizer: its own types do not say what every model has
     tokenizer: Any
     format: Format
-    places: dict[Site, Place]
+    places: dict[Site, Place | Stack]
     weights: Weights
     dtype: torch.dtype
     device: torch.device
