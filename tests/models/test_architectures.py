@@ -1,14 +1,18 @@
 """Every architecture of the table: all its matrices found, slices that are slices, merges that are what was trained."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSpeechSeq2Seq
 from transformers.pytorch_utils import Conv1D
 
+from pipeline.adapters import files
 from pipeline.adapters.ia3 import IA3
 from pipeline.adapters.lora import LoRA
 from pipeline.adapters.oft import OFT
+from pipeline.core import records
 from pipeline.core.settings import SettingsError
 from pipeline.models import sites
 from pipeline.models.adapt import adapt
@@ -152,3 +156,28 @@ def test_a_matrix_that_no_pattern_names_is_refused_by_name(extra):
     model.model.layers[1].mlp.experts = extra
     with pytest.raises(SettingsError, match=r"'model\.layers\.1\.mlp\.experts' of architecture 'llama' has no role"):
         sites.find(model)
+
+
+WHOLE = {
+    "lora": LoRA(rank=4, alpha=8.0, roles=("qkv", "o", "up", "down")),
+    "ia3": IA3(roles=("qkv", "down")),
+    "oft": OFT(block_size=8, terms=5, shared=False, roles=("qkv", "o")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("adapter", WHOLE)
+@pytest.mark.parametrize("kind", ["gpt2", "falcon"])
+@torch.no_grad()
+def test_peft_computes_the_same_or_our_file_says_why_it_cannot(prepared, tmp_path, kind, adapter):
+    model, base = loaded(prepared, kind)
+    method = shaken(base, WHOLE[adapter])
+    files.save(method, tmp_path / "adapter", base_name=kind)
+    if (kind, adapter) == ("gpt2", "oft"):
+        assert not (tmp_path / "adapter" / files.CONFIG).exists()
+        assert "no layer for Conv1D" in records.read(tmp_path / "adapter" / files.RECORD).result["not_in_peft"]
+        return
+    peft = pytest.importorskip("peft")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").eval()
+    torch.testing.assert_close(theirs(input_ids=IDS).logits, base.model(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert (base.model(IDS).logits - model(IDS).logits).abs().max() > 1e-2
