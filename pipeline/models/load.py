@@ -119,13 +119,16 @@ def check_files(record: records.Record, folder: Path) -> None:
 
 def skeleton(folder: Path) -> Any:
     """Return the folder's transformers model with parameters on the meta device and buffers in place."""
+    with _parameters_on_meta():
+        return unfilled(json.loads((folder / "config.json").read_text()))
+
+
+def unfilled(config: dict[str, Any]) -> Any:
+    """Return the transformers model of a config.json, its parameters not initialized."""
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    raw = json.loads((folder / "config.json").read_text())
-    raw.pop("quantization_config", None)
-    config = AutoConfig.for_model(**raw)
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**kept), attn_implementation="sdpa")
     return model.eval().requires_grad_(False)
 
 
