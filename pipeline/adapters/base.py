@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
 from pipeline.core.settings import Settings, SettingsError
-from pipeline.core.site import Site
+from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.core.update import Update
 
 Places = Mapping[Site, nn.Module]
@@ -84,7 +84,7 @@ class AdapterSettings(Settings):
     axis: ClassVar[str | None] = None
     """The field that says how large the adapter is, an axis of sweeps; None where there is none."""
 
-    roles: Roles
+    roles: Roles = LINEAR_ROLES
 
     def size(self) -> tuple[str, int] | None:
         """Return the size axis and its value, such as ("rank", 8)."""

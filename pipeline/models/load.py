@@ -19,7 +19,7 @@ from pipeline.core.settings import build
 from pipeline.core.site import Site
 from pipeline.models import places, sites
 from pipeline.models.places import Place
-from pipeline.models.stack import Stack
+from pipeline.models.stack import Stack, stacked
 from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight
@@ -54,7 +54,6 @@ class Base:
     def attach(self, layers: Mapping[Site, nn.Module]) -> None:
         """Put these adapter layers on their sites, and nothing on all others."""
         self.detach()
-        places.refuse_overlap(layers)
         for site, layer in layers.items():
             self.places[site].__dict__["adapter"] = layer
 
@@ -101,9 +100,10 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     frozen = {site: format_.frozen(quantized[site.name], biases[site.name]) for site in linears}
     filled = places.put(empty, found, frozen)
     _fill(empty, found, rest, DTYPES[dtype])
+    stack = stacked(empty, found)
     empty.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Base(empty, tokenizer, format_, filled, weights, DTYPES[dtype], torch.device(device))
+    return Base(empty, tokenizer, format_, filled | stack, weights, DTYPES[dtype], torch.device(device))
 
 
 def _dense(format_: Format, weight_OI: Tensor, compute: torch.dtype) -> QuantizedWeight:

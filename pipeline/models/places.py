@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import Site
-from pipeline.models.stack import Stack, stacked
 
 
 class Place(nn.Module):
@@ -85,12 +84,12 @@ class Reordered(torch.autograd.Function):
         return dy_MO.index_select(1, ctx.saved_tensors[0]), None, None
 
 
-def put(model: Any, found: list[Site], frozen: Mapping[Site, nn.Module]) -> dict[Site, Place | Stack]:
-    """Replace the module of every site by its place; return the places, with those of slices and of all blocks as one.
+def put(model: Any, found: list[Site], frozen: Mapping[Site, nn.Module]) -> dict[Site, Place]:
+    """Replace the module of every site by its place, and return the places, those of slices among them.
 
     `frozen` is what stands at each linear site that is no slice; a norm stays what it is.
     """
-    places: dict[Site, Place | Stack] = {}
+    places: dict[Site, Place] = {}
     for site in found:
         if site.rows is not None:
             continue
@@ -99,7 +98,7 @@ def put(model: Any, found: list[Site], frozen: Mapping[Site, nn.Module]) -> dict
         place = FusedPlace(module, slices) if slices else Place(module)
         model.set_submodule(site.name, place)
         places |= {site: place} | (place.parts if isinstance(place, FusedPlace) else {})
-    return places | stacked(model, found)
+    return places
 
 
 def stored(found: Iterable[Site]) -> list[Site]:

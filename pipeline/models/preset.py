@@ -50,7 +50,9 @@ class Preset(Repository, Source):
         self.present()
         link(self.repository, {name: self.verified(name) for name in self.chosen(self.sha256)}, folder)
         published = json.loads((folder / "config.json").read_bytes())
-        if wrong := {key: published.get(key) for key, value in self.config.items() if published.get(key, value) != value}:
+        if wrong := {
+            key: published.get(key) for key, value in self.config.items() if published.get(key, value) != value
+        }:
             raise SettingsError(
                 f"model.config: {self.repository} at {self.revision[:8]} has {wrong}, and the preset says "
                 f"{ {key: self.config[key] for key in wrong} }. Correct the preset."

@@ -77,6 +77,11 @@ def layer_of(name: str) -> int:
     return int(found[0]) if found else 0
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Say whether a module is a linear layer."""
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
+
+
 def _is_conv1d(module: Any) -> bool:
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415  (seconds; a model of it has it loaded)
 

@@ -129,17 +129,17 @@ def merge_site(base: Base, whole: Site, updates: dict[Site, Update], state: str)
     weight_OI = source_weight(base, whole, state)
     bias_O = None if frozen.bias is None else frozen.bias.float()
     for site, update in updates.items():
-        if site.rows is None:
-            weight_OI, bias_O = update.apply(weight_OI, bias_O)
-        else:
-            weight_OI, bias_O = _apply_to_rows(update, list(site.rows), weight_OI, bias_O)
+        weight_OI, bias_O = merged(update, site, weight_OI, bias_O)
     return format_.frozen(format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
 
 
-def _apply_to_rows(
-    update: Update, rows: list[int], weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+def merged(
+    update: Update, site: Site, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return weight and bias of a fused projection, new tensors, with `update` applied to its outputs `rows`."""
+    """Return weight and bias, new tensors, with the update of `site` applied to its outputs."""
+    if site.rows is None:
+        return update.apply(weight_OI, bias_O)
+    rows = list(site.rows)
     part_RI, part_R = update.apply(weight_OI[rows], None if bias_O is None else bias_O[rows])
     weight_OI = weight_OI.clone()
     weight_OI[rows] = part_RI

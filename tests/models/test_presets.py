@@ -80,7 +80,10 @@ def test_a_preset_is_refused_until_it_is_pinned_and_needs_no_hub_at_random(name,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_random_model_is_a_folder_that_transformers_loads_and_the_seed_decides(tmp_path, kind):
-    folders = [drawn(tmp_path / name, kind=kind, seed=seed).parent / "model" for name, seed in zip("abc", (0, 0, 1), strict=True)]
+    folders = [
+        drawn(tmp_path / name, kind=kind, seed=seed).parent / "model"
+        for name, seed in zip("abc", (0, 0, 1), strict=True)
+    ]
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in folders]
     weights = [dict(model.named_parameters()) for model in models]
     assert next(models[0].parameters()).dtype == torch.bfloat16
@@ -110,7 +113,9 @@ def test_a_repository_that_is_not_the_preset_s_is_refused(tmp_path, monkeypatch)
     source = build(NODE | {"source": "hub", "config": config, "revision": "a" * 40, "sha256": hashes}, "model")
     monkeypatch.setattr(type(source), "present", lambda self, told="": None)
     monkeypatch.setattr(type(source), "verified", lambda self, name: tmp_path / "hub" / name)
-    with pytest.raises(SettingsError, match=r"has \{'num_hidden_layers': 2\}, and the preset says \{'num_hidden_layers': 3\}"):
+    with pytest.raises(
+        SettingsError, match=r"has \{'num_hidden_layers': 2\}, and the preset says \{'num_hidden_layers': 3\}"
+    ):
         source.prepare(tmp_path / "model", "cpu", {})
 
 
