@@ -10,6 +10,7 @@ from os import environ, pathsep
 from pathlib import Path
 
 from snakemake.resources import Resource
+from snakemake.settings.types import RerunTrigger
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -28,11 +29,13 @@ from pipeline.sweeps.locks import living
 from snakemake_logger_plugin_sweep import show
 
 try:
-    PLAN = plan.load(config)
+    PLAN = plan.load(config, ancient=ancient)
     show(PLAN)
+    if workflow.dag_settings:  # not when the workflow is only looked at, as by --lint
+        workflow.dag_settings.rerun_triggers = {RerunTrigger.MTIME}  # what runs, the records decide, by PLAN.needs
     if workflow.is_main_process:
         LIVING = living()
-        PLAN.check_code()
+        PLAN.start()
     # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
     if (gpus := len(visible())) and "gpu" not in workflow.global_resources:
         PLAN.check_gpus(gpus)
@@ -42,7 +45,7 @@ except SettingsError as error:
 
 
 wildcard_constraints:
-    **dict.fromkeys(("model", "data", "base", "run", "task", "table"), r"[a-z0-9.-]+"),
+    **dict.fromkeys(("model", "data", "base", "run", "task", "scores", "table"), r"[a-z0-9.-]+"),
 
 
 report: "docs/report/workflow.rst"

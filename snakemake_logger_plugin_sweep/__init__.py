@@ -191,7 +191,7 @@ def _groups(jobs: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, 
     for job in sorted(jobs, key=lambda job: RULES.index(job["rule"])):
         key = (job["rule"], *job["wildcards"])
         known = Shown.plan is not None and key in Shown.plan.shop.jobs
-        why = Shown.plan.why(key, job["reason"]) if Shown.plan and known else _short(job["reason"])
+        why = Shown.plan.why(key) if Shown.plan and known else _short(job["reason"])
         found.setdefault((job["rule"], why), []).append(job)
     return found
 

@@ -28,6 +28,7 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         "files": manifest_files(folder),
         "parameters": sum(weights.elements(name) for name in weights.names()),
     }
-    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
+    made = records.sizes(record, [folder / name for name in result["files"]])
+    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), files=made, **about)
     records.write(record, stage="prepare_model", settings=settings, result=result, about=about)
     Checkpoints(record.parent / "checkpoints", {}).clear()
