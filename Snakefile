@@ -10,7 +10,6 @@ from os import environ, pathsep
 from pathlib import Path
 
 from snakemake.resources import Resource
-from snakemake.settings.types import RerunTrigger
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -31,8 +30,6 @@ from snakemake_logger_plugin_sweep import show
 try:
     PLAN = plan.load(config, ancient=ancient)
     show(PLAN)
-    if workflow.dag_settings:  # not when the workflow is only looked at, as by --lint
-        workflow.dag_settings.rerun_triggers = {RerunTrigger.MTIME}  # what runs, the records decide, by PLAN.needs
     if workflow.is_main_process:
         LIVING = living()
         PLAN.start()

@@ -12,7 +12,9 @@ def run(settings, inputs, outputs, about):
     for subject in plan["runs"] + plan["bases"]:
         for one in [*subject["tasks"].values(), *subject["records"].values()]:
             found = records.read(results / one["path"])
-            said = {"settings": digest(deciding(found.settings), 16)} | {key: found.about[key] for key in ("code", "upstream")}
+            said = {"settings": digest(deciding(found.settings), 16)} | {
+                key: found.about[key] for key in ("code", "upstream")
+            }
             assert said == {key: one[key] for key in said}, f"{one['path']}: {said} is not {one}"
         lines.append(f"| {subject['name']} | {found.status} | {','.join(subject['kept'])} |")
     for name in ("rows", "tex", "csv", "md", "txt"):
