@@ -11,10 +11,7 @@ from pipeline.tasks.overlap import overlaps
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
-    """Write {train,dev,test}.jsonl and the manifest `outputs["record"]` beside them.
-
-    `inputs` are files that the source reads itself; they are named so that the workflow sees them change.
-    """
+    """Write {train,dev,test}.jsonl and the manifest `outputs["record"]` beside them."""
     name, data = settings["name"], build(settings["data"], "data")
     assert isinstance(data, DataSource)
     splits = {split: data.rows(split) for split in SPLITS}
@@ -30,7 +27,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         },
         "overlap": overlap,
     }
-    about = provenance.about(about.pop("started"), **about)
+    made = records.sizes(outputs["record"], files.values())
+    about = provenance.about(about.pop("started"), files=made, **about)
     records.write(outputs["record"], stage="prepare_data", settings=settings, result=result, about=about)
     print(", ".join(f"{len(found)} rows of {split}" for split, found in splits.items()), flush=True)
 

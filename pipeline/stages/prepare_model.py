@@ -29,7 +29,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         "parameters": sum(weights.elements(name) for name in weights.names()),
     }
     _check_unchanged(settings.get("files", {}), result["files"])
-    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
+    made = records.sizes(record, [folder / name for name in result["files"]])
+    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), files=made, **about)
     records.write(record, stage="prepare_model", settings=settings, result=result, about=about)
     Checkpoints(record.parent / "checkpoints", {}).clear()
 

@@ -40,7 +40,7 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     paths = sorted(folder.iterdir()) if format_.own_folder else []
     files = {path.name: records.file_sha256(path) for path in paths}
     result |= {"format": format_.name, "files": files, "model": digest(made.result, 64)}
-    about = provenance.about(about.pop("started"), **about)
+    about = provenance.about(about.pop("started"), files=records.sizes(record, paths), **about)
     records.write(record, stage="quantize_base", settings=settings, result=result, about=about)
 
 

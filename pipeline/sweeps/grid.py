@@ -89,6 +89,8 @@ def expand(request: Request, checks: Checks) -> Grid:
 
 def _sweep(name: str, overrides: list[Override]) -> Sweep:
     node = composed((("sweep", name),))["sweep"]
+    if node.get("name") != name:
+        raise SettingsError(f"sweep.name: conf/sweep/{name}.yaml says {node.get('name')!r}. Write name: {name}.")
     for override in overrides:
         if override.group == "sweep" and override.path:
             node = put(node, override.path, override.value, override.key)
