@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Return `adapt`. Late, and by a name that no code digest follows: a stage that never calls it knows nothing of it."""
+    """Return `adapt`. Late, and by a name that no code digest follows: stages never call it."""
     if name != "adapt":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pipeline.core.settings import imported  # noqa: PLC0415  (the package itself must load nothing)

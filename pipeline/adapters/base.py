@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
-from pipeline.core.settings import Settings, SettingsError
+from pipeline.core.settings import Settings, SettingsError, parse
 from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.core.update import Update
 
@@ -89,6 +89,15 @@ class AdapterSettings(Settings):
     def size(self) -> tuple[str, int] | None:
         """Return the size axis and its value, such as ("rank", 8)."""
         return None if self.axis is None else (self.axis, getattr(self, self.axis))
+
+    def resized(self, size: int) -> Self:
+        """Return the same settings with another size.
+
+        Raises:
+            SettingsError: the method cannot have this size.
+        """
+        assert self.axis is not None
+        return parse(type(self), self.node() | {self.axis: size}, "adapter")
 
     def method(self, seed: int, total_steps: int) -> "Method[Any, Any]":
         """Return the method of one run, not yet placed."""

@@ -25,7 +25,7 @@ from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
-from pipeline.core.settings import SettingsError
+from pipeline.core.settings import SettingsError, parse
 from pipeline.core.site import Site
 from pipeline.core.update import Update
 
@@ -52,6 +52,10 @@ class DyLoRA(AdapterSettings):
                 f"with drawn=ranks the rows above rank {self.ranks[-1]} would never train: set max_rank to it"
             )
         return self
+
+    def resized(self, size: int) -> Self:
+        ranks = [*(rank for rank in self.ranks if rank < size), size]
+        return parse(type(self), self.node() | {"max_rank": size, "ranks": ranks}, "adapter")
 
     def method(self, seed: int, total_steps: int) -> "DyLoRAMethod":
         return DyLoRAMethod(self, seed, total_steps)

@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass
 class Base:
-    """A loaded base. `places` holds every site in forward order: norms and slices of a projection too, last all blocks."""
+    """A loaded base. `places` holds every site in forward order, norms and slices too, and last all blocks as one."""
 
     model: Any  # of transformers, as the tokenizer: its own types do not say what every model has
     tokenizer: Any

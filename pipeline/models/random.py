@@ -1,4 +1,4 @@
-"""Weights of a shape alone, for measuring what a model costs: drawn from a seed one tensor at a time, whatever its size.
+"""Weights of a shape alone, to measure what a model costs: drawn from a seed one tensor at a time.
 
 The tokenizer knows bytes and no words.
 """

@@ -32,7 +32,7 @@ class Source(Settings):
         """
         return None
 
-    def paths(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """Return the local files that the model is made of; they count by their contents."""
         return []
 
@@ -53,13 +53,13 @@ class Local(Source):
     def shape(self) -> dict[str, Any]:
         return json.loads(self._config().read_bytes())
 
-    def paths(self) -> list[Path]:
+    def files(self) -> list[Path]:
         origin = self._config().parent
         return sorted({file for pattern in FILES for file in origin.glob(pattern) if file.is_file()})
 
     def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Link (or copy, across file systems) the files that are needed; nothing is unpickled."""
-        link(self.path, {file.name: file for file in self.paths()}, folder)
+        link(self.path, {file.name: file for file in self.files()}, folder)
         return {"source": "local", "path": self.path, "pretraining": None}
 
     def _config(self) -> Path:

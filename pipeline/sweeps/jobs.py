@@ -247,7 +247,8 @@ class Workshop:
 
     def base(self, point: Point) -> Job:
         """Return the job that quantizes the base of `point`."""
-        slice_ = {"model": point.settings["model"], "hardware": self._hardware}
+        files = self._checks.files(point.settings["model"])
+        slice_ = {"model": point.settings["model"], "hardware": self._hardware} | ({"files": files} if files else {})
         model = self._job("prepare_model", "models/{}/manifest.json", point.model, slice_, {})
         slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware}
         name = f"{point.model}-{point.choices['quantization']}"

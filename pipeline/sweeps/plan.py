@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pipeline.core.records import write_atomic
 from pipeline.core.settings import COSTS, SettingsError, canonical, digest
-from pipeline.sweeps import closure
+from pipeline.sweeps import closure, fit
 from pipeline.sweeps.checks import checks
 from pipeline.sweeps.compose import asked, parsed
 from pipeline.sweeps.expected import expected
@@ -49,6 +49,7 @@ def load(
     with checks(memory) as checked:
         grid = expand(request, checked)
         checked.present(request.told)
+        fit.check(grid, checked)
         shop = Workshop(grid, checked, root, request)
         runs = [shop.run(point) for point in grid.points]
         bases = {shop.base(point).wildcards: shop.base_alone(point) for point in grid.points}

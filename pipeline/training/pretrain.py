@@ -38,7 +38,7 @@ class Build(Source):
     """A model of a known architecture at a small size, pre-trained on a corpus."""
 
     source: Literal["build"] = "build"
-    architecture: Literal["llama", "qwen2"] = "llama"
+    architecture: Literal["llama", "qwen2", "gpt2", "falcon"] = "llama"
     config: dict[str, int | float | bool] = Field(description="fields of the architecture's transformers config")
     corpus: Built[Corpus]
     optimizer: Built[OptimizerSettings]
@@ -52,6 +52,10 @@ class Build(Source):
         if self.training.precision != "fp32":
             raise ValueError(f"training.precision must be fp32 for pre-training, got {self.training.precision}")
         return self
+
+    def shape(self) -> dict[str, Any]:
+        """Return the config without its vocabulary, which the corpus decides."""
+        return {"model_type": self.architecture, **self.config}
 
     def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Pre-train and save model and tokenizer into `folder`; checkpoints lie beside it until the caller is done."""

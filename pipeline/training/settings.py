@@ -39,6 +39,11 @@ class Training(Settings):
             raise ValueError(
                 f"micro_batch_size must be at most batch_size ({self.batch_size}), got {self.micro_batch_size}"
             )
+        if self.schedule.warmup_steps > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps must be at most steps ({self.steps}), got {self.schedule.warmup_steps}; "
+                "lower it, or train longer"
+            )
         return self
 
 

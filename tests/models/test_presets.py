@@ -122,7 +122,7 @@ def test_a_repository_that_is_not_the_preset_s_is_refused(tmp_path, monkeypatch)
 def test_a_local_file_that_changed_after_the_plan_is_refused(tmp_path):
     save_model(tmp_path / "origin")
     source = {"_target_": "pipeline.models.source.Local", "name": "tiny", "path": str(tmp_path / "origin")}
-    paths = build(source, "model").paths()
+    paths = build(source, "model").files()
     settings = {"model": source, "hardware": HARDWARE, "files": {str(path): "0" * 64 for path in paths}}
     with pytest.raises(RecordError, match=r"config\.json, .* changed, came or went after the run was planned"):
         prepare_model.run(settings, {}, {"record": tmp_path / "m" / "manifest.json"}, {"started": time.time()})

@@ -42,7 +42,7 @@ ASKED = {"evaluate", "score", "evaluate_base", "score_base"}
         ("task.gsm8k-demo.data.train=100", {"prepare_data", "finetune", "merge", *ASKED}),
         ("evaluation.states=[trained]", {"evaluate", "score"}),
         ("hardware.threads=2", set(RULES) - {"prepare_data"}),
-        ("model.training.steps=7", set(RULES) - {"prepare_data"}),
+        ("model.training.steps=77", set(RULES) - {"prepare_data"}),
         ("tracker.project=x hardware.mem_mb=9 hardware.runtime=9 hardware.gpus=1 report.samples=1", set()),
     ],
 )
@@ -93,7 +93,7 @@ def test_no_machine_and_no_resource_in_params(plan):
 def test_overrides_have_a_table_of_their_own(plan):
     assert plan().table == plan("tracker.project=x").table == "default"
     assert re.fullmatch(r"default-[0-9a-f]{8}", plan("report.samples=1").table)
-    assert plan("report.samples=1 training.steps=9").table == plan("training.steps=9  report.samples=1").table
+    assert plan("report.samples=1 training.steps=90").table == plan("training.steps=90  report.samples=1").table
 
 
 def test_the_plan_of_the_table_is_short_on_the_command_line_and_whole_in_a_file(plan):
