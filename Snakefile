@@ -34,9 +34,10 @@ try:
         LIVING = living()
         PLAN.start()
     # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
-    if (gpus := len(visible())) and "gpu" not in workflow.global_resources:
-        PLAN.check_gpus(gpus)
-        workflow.global_resources["gpu"] = Resource("gpu", gpus)
+    if "gpu" not in workflow.global_resources:
+        PLAN.check_gpus(gpus := len(visible()))
+        if gpus:
+            workflow.global_resources["gpu"] = Resource("gpu", gpus)
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
 

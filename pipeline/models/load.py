@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.core import records
 from pipeline.core.frozen import FrozenLinear
-from pipeline.core.settings import build
+from pipeline.core.settings import SettingsError, build
 from pipeline.core.site import Site
 from pipeline.models import places, sites
 from pipeline.models.places import Place
@@ -124,9 +124,15 @@ def skeleton(folder: Path) -> Any:
 
 
 def unfilled(config: dict[str, Any]) -> Any:
-    """Return the transformers model of a config.json, its parameters not initialized."""
+    """Return the transformers model of a config.json, its parameters not initialized.
+
+    Raises:
+        SettingsError: it is no causal language model of an architecture in the table of sites.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
+    if (kind := config.get("model_type")) not in sites.DECODERS:
+        raise SettingsError(f"model: architecture {kind!r} is not known; allowed: {', '.join(sites.DECODERS)}.")
     kept = {key: value for key, value in config.items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**kept), attn_implementation="sdpa")
     return model.eval().requires_grad_(False)

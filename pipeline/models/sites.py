@@ -39,6 +39,8 @@ BERT = {
 }
 TABLE = {"llama": LLAMA, "qwen2": LLAMA, "mistral": LLAMA, "gpt2": GPT2, "falcon": FALCON, "bert": BERT}
 """Role -> the module's path below its block, by `model_type`."""
+DECODERS = tuple(kind for kind in sorted(TABLE) if kind != "bert")
+"""The causal language models, which is what a sweep trains and asks."""
 NO_SITE = r"(.*\.)?(lm_head|pooler\.dense|cls\..*)"
 """Linear layers that carry no adapter and stay unquantized: what stands behind the last block."""
 
@@ -122,6 +124,6 @@ def _rows(config: Any, site: Site) -> dict[str, tuple[int, ...]]:
         one = 1 if config.multi_query else heads
         groups = config.num_kv_heads if config.new_decoder_architecture else one
         queries = heads // groups
-    rows_GHW = torch.arange(site.out_features).view(groups, queries + 2, width)
+    rows_GHW = torch.arange(site.out_features, device="cpu").view(groups, queries + 2, width)
     parts = {"q": rows_GHW[:, :-2], "k": rows_GHW[:, -2], "v": rows_GHW[:, -1]}
     return {role: tuple(part.flatten().tolist()) for role, part in parts.items()}
