@@ -29,22 +29,23 @@ from pipeline.sweeps.locks import living
 from snakemake_logger_plugin_sweep import show
 
 try:
-    PLAN = plan.load(config)
+    PLAN = plan.load(config, ancient=ancient)
     show(PLAN)
     if workflow.is_main_process:
         LIVING = living()
-        PLAN.check_code()
+        PLAN.start()
     environ[SHARED] = str(PLAN.hardware["jobs_per_gpu"])
     # Of one machine's GPUs Snakemake gives out as many as it sees; the Slurm profile names a limit of its own.
-    if (gpus := len(visible())) and "gpu" not in workflow.global_resources:
-        PLAN.check_gpus(gpus)
-        workflow.global_resources["gpu"] = Resource("gpu", gpus * PLAN.hardware["jobs_per_gpu"])
+    if "gpu" not in workflow.global_resources:
+        PLAN.check_gpus(gpus := len(visible()))
+        if gpus:
+            workflow.global_resources["gpu"] = Resource("gpu", gpus * PLAN.hardware["jobs_per_gpu"])
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
-    **dict.fromkeys(("model", "data", "base", "run", "task", "table"), r"[a-z0-9.-]+"),
+    **dict.fromkeys(("model", "data", "base", "run", "task", "scores", "table"), r"[a-z0-9.-]+"),
 
 
 report: "docs/report/workflow.rst"

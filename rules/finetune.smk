@@ -1,9 +1,7 @@
 rule finetune:
     """Train one adapter: one point of the sweep."""
     input:
-        model=PLAN.needs("finetune", "model"),
-        base=PLAN.needs("finetune", "base"),
-        data=PLAN.needs("finetune", "data"),
+        PLAN.needs("finetune"),
     output:
         record="results/runs/{run}/train.json",
     log:
@@ -19,18 +17,16 @@ rule finetune:
         cfg=PLAN.cfg("finetune"),
         code=PLAN.code("finetune"),
         upstream=PLAN.upstream("finetune"),
+        inputs=PLAN.inputs("finetune"),
     shell:
-        "python -m pipeline finetune --gpus {resources.gpu} --config {params.cfg:q}"
-        " --input model={input.model:q} base={input.base:q} data={input.data:q}"
+        "python -m pipeline finetune --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
 
 
 rule merge:
     """Merge the adapter in every way, and measure what survives."""
     input:
-        model=PLAN.needs("merge", "model"),
-        base=PLAN.needs("merge", "base"),
-        train=PLAN.needs("merge", "train"),
+        PLAN.needs("merge"),
     output:
         record="results/runs/{run}/merge.json",
     log:
@@ -46,7 +42,7 @@ rule merge:
         cfg=PLAN.cfg("merge"),
         code=PLAN.code("merge"),
         upstream=PLAN.upstream("merge"),
+        inputs=PLAN.inputs("merge"),
     shell:
-        "python -m pipeline merge --gpus {resources.gpu} --config {params.cfg:q}"
-        " --input model={input.model:q} base={input.base:q} train={input.train:q}"
+        "python -m pipeline merge --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"

@@ -1,5 +1,7 @@
 rule prepare_model:
     """Build or link a model, and hash its files."""
+    input:
+        PLAN.needs("prepare_model"),
     output:
         record="results/models/{model}/manifest.json",
     log:
@@ -23,7 +25,7 @@ rule prepare_model:
 rule prepare_data:
     """Write a task's train, dev and test rows, and count what overlaps."""
     input:
-        files=PLAN.files("prepare_data"),
+        PLAN.needs("prepare_data"),
     output:
         record="results/data/{data}/manifest.json",
     log:
@@ -42,7 +44,7 @@ rule prepare_data:
 rule quantize_base:
     """Quantize a model once for every run on it, and measure the error of each layer."""
     input:
-        model=PLAN.needs("quantize_base", "model"),
+        PLAN.needs("quantize_base"),
     output:
         record="results/bases/{base}/manifest.json",
     log:
@@ -58,7 +60,7 @@ rule quantize_base:
         cfg=PLAN.cfg("quantize_base"),
         code=PLAN.code("quantize_base"),
         upstream=PLAN.upstream("quantize_base"),
+        inputs=PLAN.inputs("quantize_base"),
     shell:
-        "python -m pipeline quantize_base --gpus {resources.gpu} --config {params.cfg:q}"
-        " --input model={input.model:q}"
+        "python -m pipeline quantize_base --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
         " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"

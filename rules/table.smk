@@ -1,5 +1,7 @@
 rule plan:
     """Write down what the table must hold: its runs, their settings, and where each record lies."""
+    input:
+        PLAN.due_of_plan,
     output:
         sweep="results/tables/{table}/sweep.json",
     log:
@@ -20,7 +22,8 @@ rule plan:
 rule aggregate:
     """Hold every record against the plan, and make the tables."""
     input:
-        sweep="results/tables/{table}/sweep.json",
+        PLAN.due_of_table,
+        sweep=PLAN.of_table("results/tables/{table}/sweep.json"),
         scores=PLAN.scores,
     output:
         record="results/tables/{table}/aggregate.json",
@@ -53,8 +56,8 @@ rule aggregate:
 rule figures:
     """Draw the figures from the table's record."""
     input:
-        record="results/tables/{table}/aggregate.json",
-        sweep="results/tables/{table}/sweep.json",
+        record=PLAN.of_table("results/tables/{table}/aggregate.json"),
+        sweep=PLAN.of_table("results/tables/{table}/sweep.json"),
     output:
         folder=report(
             directory("results/tables/{table}/figures"),
@@ -79,10 +82,11 @@ rule figures:
 rule report:
     """Put table, figures, sample replies and provenance on one page that needs nothing else."""
     input:
-        record="results/tables/{table}/aggregate.json",
-        sweep="results/tables/{table}/sweep.json",
-        figures="results/tables/{table}/figures",
+        record=PLAN.of_table("results/tables/{table}/aggregate.json"),
+        sweep=PLAN.of_table("results/tables/{table}/sweep.json"),
+        figures=PLAN.of_table("results/tables/{table}/figures"),
     output:
+        record="results/tables/{table}/report.json",
         html=report(
             "results/tables/{table}/report.html",
             category="Report",
@@ -100,4 +104,4 @@ rule report:
     shell:
         "python -m pipeline report --config {params.cfg:q}"
         " --input record={input.record:q} sweep={input.sweep:q} figures={input.figures:q}"
-        " --output html={output.html:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        " --output record={output.record:q} html={output.html:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"

@@ -4,6 +4,7 @@ The Snakefile hands over its plan by `show`; without one, jobs are called by rul
 """
 
 import contextlib
+import shutil
 import sys
 from collections import Counter
 from logging import LogRecord
@@ -32,6 +33,8 @@ RULES = (
     "score", "score_base", "plan", "aggregate", "figures", "report",
 )  # fmt: skip
 LOG_LINES = 15
+ROOM = 1_000_000
+"""Bytes; with less than this a failed job may have found no room for its files, or for its last words."""
 NAMES = 60
 
 
@@ -131,6 +134,8 @@ class LogHandler(LogHandlerBase):
             with contextlib.suppress(OSError):
                 lines = Path(path).read_text(errors="replace").rstrip().splitlines()
                 _say("\n".join([f"  the end of {path}:", *(f"    {line}" for line in lines[-LOG_LINES:])]))
+                if (free := shutil.disk_usage(Path(path).parent).free) < ROOM:  # the log itself may lack the reason
+                    _say(f"  the disk is full: {free} bytes are free where {path} lies")
 
     def _error(self, record: LogRecord) -> None:
         """Say an error without the place in the Snakefile where it was raised."""
@@ -191,7 +196,7 @@ def _groups(jobs: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, 
     for job in sorted(jobs, key=lambda job: RULES.index(job["rule"])):
         key = (job["rule"], *job["wildcards"])
         known = Shown.plan is not None and key in Shown.plan.shop.jobs
-        why = Shown.plan.why(key, job["reason"]) if Shown.plan and known else _short(job["reason"])
+        why = Shown.plan.why(key) if Shown.plan and known else _short(job["reason"])
         found.setdefault((job["rule"], why), []).append(job)
     return found
 

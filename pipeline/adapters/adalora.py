@@ -175,7 +175,8 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
 
     def insight(self) -> dict[str, Any]:
         """Return what pruning left: the rank of each site."""
-        return {"rank": {site.name: int((layer.lambda_R != 0).sum()) for site, layer in self.placed.items()}}
+        left = {site.name: int((layer.lambda_R != 0).sum()) for site, layer in self.placed.items()}
+        return super().insight() | {"rank": left}
 
     def peft(self) -> dict[str, Any]:
         s, cool = self.settings, self.total_steps - self.last_mask

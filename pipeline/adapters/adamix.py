@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Forward, Layers, Method, Places, Positive
-from pipeline.adapters.lora import LoRALayer, alpha_or_default, at_start
+from pipeline.adapters.lora import LoRA, LoRALayer, alpha_or_default, at_start
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
@@ -63,6 +63,7 @@ class ExpertLayer(AdapterLayer):
 
 class AdaMixMethod(Method[AdaMix, ExpertLayer]):
     start = ("identity", "every B is zero")
+    not_peft = "PEFT has no experts; their mean is a plain LoRA, which `python -m pipeline export` writes"
 
     drawn_S2P: Tensor
     moves_S2M: Tensor
@@ -110,10 +111,16 @@ class AdaMixMethod(Method[AdaMix, ExpertLayer]):
         assert at is None, f"AdaMix has no points, got {at}"
         return {site: layer.mean() for site, layer in self.placed.items()}
 
+    def shipped(self, at: int | None = None) -> Method[Any, Any]:
+        """Return the plain LoRA that the mean of the experts is."""
+        s = self.settings
+        plain = LoRA(rank=s.rank, alpha=alpha_or_default(s.alpha, s.rank), roles=s.roles)
+        return plain.method(self.seed, self.total_steps).keep(self.export(at))
+
     def insight(self) -> dict[str, Any]:
         """Return how much is left of what was trained, for the paper counts only that."""
         shipped = sum(weight.numel() for layer in self.export().values() for weight in layer.parameters())
-        return {"shipped_parameters": shipped}
+        return super().insight() | {"shipped_parameters": shipped}
 
 
 def consistency(p_MV: Tensor, q_MV: Tensor) -> Tensor:

@@ -8,20 +8,20 @@ I, C block size (N C = I), E entries of a packed strict triangle, C (C - 1) / 2.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 from annotated_types import Gt, Len
 from torch import Tensor, nn
 
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
-from pipeline.core.settings import Settings, SettingsError
-from pipeline.core.site import Site
+from pipeline.core.settings import Settings, SettingsError, parse
+from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.core.update import Update
 
 Places = Mapping[Site, nn.Module]
 """What is frozen at every site: a FrozenLinear, or at a site of role norm the norm itself."""
-Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "down", "linear"]
 Roles = Annotated[tuple[Role, ...], Len(min_length=1)]
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Gt(0)]
@@ -63,6 +63,10 @@ class AdapterLayer(nn.Module):
         """Return what is saved: the name in PEFT's format, and the parameter or what that format makes of it."""
         raise NotImplementedError  # each method has its own
 
+    def insight(self) -> dict[str, Any]:
+        """Return what is worth knowing of this layer after training, as JSON."""
+        return {}
+
     def fill(self, saved: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave, from any device; overridden where that is not the parameters themselves."""
         for name, tensor in self.tensors().items():
@@ -80,11 +84,20 @@ class AdapterSettings(Settings):
     axis: ClassVar[str | None] = None
     """The field that says how large the adapter is, an axis of sweeps; None where there is none."""
 
-    roles: Roles
+    roles: Roles = LINEAR_ROLES
 
     def size(self) -> tuple[str, int] | None:
         """Return the size axis and its value, such as ("rank", 8)."""
         return None if self.axis is None else (self.axis, getattr(self, self.axis))
+
+    def resized(self, size: int) -> Self:
+        """Return the same settings with another size.
+
+        Raises:
+            SettingsError: the method cannot have this size.
+        """
+        assert self.axis is not None
+        return parse(type(self), self.node() | {self.axis: size}, "adapter")
 
     def method(self, seed: int, total_steps: int) -> "Method[Any, Any]":
         """Return the method of one run, not yet placed."""
@@ -107,6 +120,8 @@ class Method(nn.Module, Generic[S, L]):
     """What the adapted model computes before training, compared with the base, and why."""
     mergeable: ClassVar[tuple[bool, str]] = (True, "every layer is an update of its weight")
     graph_safe: ClassVar[tuple[bool, str]] = (True, "layers read device tensors only")
+    not_peft: ClassVar[str] = "PEFT has no such method"
+    """Why PEFT cannot hold what is saved, where `peft` returns None."""
     quantized_base: ClassVar[tuple[bool, str]] = (True, "the frozen weight is only read")
     """Whether the base may be quantized, and why."""
 
@@ -136,10 +151,14 @@ class Method(nn.Module, Generic[S, L]):
 
     def place(self, places: Places) -> Layers:
         """Make and keep the layers; called once."""
-        self.placed = self.layers(places)
-        self.at = nn.ModuleDict({site.name.replace(".", "/"): layer for site, layer in self.placed.items()})
+        return self.keep(self.layers(places)).placed
+
+    def keep(self, layers: dict[Site, L]) -> Self:
+        """Take these layers for the method's own; called once."""
+        self.placed = layers
+        self.at = nn.ModuleDict({site.name.replace(".", "/"): layer for site, layer in layers.items()})
         self.refresh()
-        return self.placed
+        return self
 
     def groups(self) -> list[Group]:
         """Return all parameters with decay, learning-rate scale and masks, for the optimizer."""
@@ -182,9 +201,18 @@ class Method(nn.Module, Generic[S, L]):
             found[site] = update
         return found
 
+    def shipped(self, at: int | None = None) -> "Method[Any, Any]":
+        """Return the method whose folder is shipped: itself, or a plain one with the layers of `export(at)`."""
+        assert at is None, f"{type(self).__name__} has no points, got {at}"
+        return self
+
     def insight(self) -> dict[str, Any]:
-        """Return what is worth knowing about the method after training, as JSON."""
-        return {}
+        """Return what is worth knowing about the method after training, as JSON: by default what its layers say."""
+        found: dict[str, Any] = {}
+        for site, layer in self.export().items():
+            for key, value in layer.insight().items():
+                found.setdefault(key, {})[site.name] = value
+        return found
 
     def peft(self) -> dict[str, Any] | None:
         """Return the fields of PEFT's configuration that make it compute the same, or None where it cannot."""

@@ -19,6 +19,7 @@ from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count
 from pipeline.adapters.cayley import cayley, measured_error, skew
 from pipeline.adapters.rotation import RotationMethod, blocks_along, shared_leaf
 from pipeline.adapters.row_scale import kept_bias, scaled_rows
+from pipeline.adapters.spectrum import rotation_angles
 from pipeline.adapters.turn import turned
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
@@ -90,6 +91,10 @@ class BOFTLayer(AdapterLayer):
         C = self.turn_FNCC.shape[-1]
         return {"boft_R": -skew(self.packed_NE, C).view(self.turn_FNCC.shape), "boft_s": self.scale_O[:, None]}
 
+    def insight(self) -> dict[str, Any]:
+        turn_NCC = self.turn_FNCC.detach().flatten(0, 1)  # of the factors: their product may be as wide as the input
+        return {"rotation_angle": rotation_angles(turn_NCC + torch.eye(turn_NCC.shape[-1], device=turn_NCC.device))}
+
     def fill(self, saved: dict[str, Tensor]) -> None:
         data_NCC = saved["boft_R"].flatten(0, 1)
         C = data_NCC.shape[-1]
@@ -100,6 +105,7 @@ class BOFTLayer(AdapterLayer):
 
 class BOFTMethod(RotationMethod[BOFT, BOFTLayer]):
     start = ("identity", "Q is zero, so R - I is zero, and s is one")
+    not_peft = "without its CUDA extension PEFT makes one factor, whatever the file says"
 
     @property
     def block_size(self) -> int:
@@ -128,10 +134,10 @@ class BOFTMethod(RotationMethod[BOFT, BOFTLayer]):
 
     def insight(self) -> dict[str, Any]:
         errors = {site.name: measured_error(layer.turn_FNCC.detach()) for site, layer in self.placed.items()}
-        return {"orthogonality_error": errors}
+        return super().insight() | {"orthogonality_error": errors}
 
     def peft(self) -> dict[str, Any] | None:
-        if self.settings.factors > 1:  # without its CUDA extension PEFT makes one factor, whatever the file says
+        if self.settings.factors > 1:
             return None
         return {
             "peft_type": "BOFT", "boft_block_size": self.block_size, "boft_block_num": 0,

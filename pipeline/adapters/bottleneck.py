@@ -48,8 +48,12 @@ class BottleneckLayer(AdapterLayer):
 
     def forward(self, x: Tensor, frozen: FrozenLinear) -> Tensor:
         h = frozen(x)
+        return h + self.branch(h)
+
+    def branch(self, h: Tensor) -> Tensor:
+        """Return U f(D h + d) + u, in the dtype of h."""
         inner = ACTIVATIONS[self.activation](nn.functional.linear(h, self.D_RO.to(h.dtype), self.d_R.to(h.dtype)))
-        return h + nn.functional.linear(inner, self.U_OR.to(h.dtype), self.u_O.to(h.dtype))
+        return nn.functional.linear(inner, self.U_OR.to(h.dtype), self.u_O.to(h.dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         return {

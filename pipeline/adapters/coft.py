@@ -34,7 +34,7 @@ class COFTMethod(OFTMethod[COFT]):
     def layers(self, places: Places) -> dict[Site, OFTLayer]:
         made = super().layers(places)
         counts = torch.tensor([len(layer.packed_NE) for layer in made.values()])
-        limit_N = self.settings.epsilon / counts.repeat_interleave(counts).sqrt()
+        limit_N = self.settings.epsilon / counts.repeat_interleave(counts, output_size=len(self.packed_NE)).sqrt()
         self.register_buffer("limit_N1", limit_N[:, None].to(self.packed_NE.device), persistent=False)
         return made
 

@@ -17,6 +17,7 @@ from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Method,
 from pipeline.adapters.lora import alpha_or_default, at_start, peft_lora
 from pipeline.adapters.low_rank import low_rank
 from pipeline.adapters.row_scale import kept_bias, scaled_rows
+from pipeline.adapters.spectrum import effective_rank
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
 from pipeline.core.site import Site
@@ -70,6 +71,9 @@ class DoRALayer(AdapterLayer):
         return {
             "lora_A.weight": self.A_RI, "lora_B.weight": self.B_OR, "lora_magnitude_vector": self.magnitude_O,
         }  # fmt: skip
+
+    def insight(self) -> dict[str, Any]:
+        return {"effective_rank": effective_rank(self.A_RI, self.B_OR)}
 
 
 class DoRAMethod(Method[DoRA, DoRALayer]):

@@ -5,6 +5,9 @@ Rajabzadeh et al. 2024, arXiv:2402.10462. One rank b is drawn an optimizer step,
 only the rows that b adds to the next smaller drawn rank move, else all of the first b. What does not move keeps its
 optimizer state too: a zero gradient alone would not stop momentum and decay.
 
+Outside of training a placed DyLoRA computes at one rank, the largest unless `set_rank` says another, and the bits are
+those of the plain LoRA that is exported there.
+
 Shapes: A (R, I), B (O, R) as in LoRA; gain (R,) is alpha / b on the rows in use and 0 on the others.
 """
 
@@ -17,12 +20,14 @@ from pydantic import model_validator
 from torch import Tensor
 
 from pipeline.adapters.base import AdapterSettings, Count, Layers, Method, Places, Positive
-from pipeline.adapters.lora import LoRALayer, alpha_or_default, at_start, peft_lora
+from pipeline.adapters.lora import LoRA, LoRALayer, alpha_or_default, at_start, peft_lora
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
+from pipeline.core.settings import SettingsError, parse
 from pipeline.core.site import Site
+from pipeline.core.update import Update
 
 
 class DyLoRA(AdapterSettings):
@@ -48,17 +53,37 @@ class DyLoRA(AdapterSettings):
             )
         return self
 
+    def resized(self, size: int) -> Self:
+        ranks = [*(rank for rank in self.ranks if rank < size), size]
+        return parse(type(self), self.node() | {"max_rank": size, "ranks": ranks}, "adapter")
+
     def method(self, seed: int, total_steps: int) -> "DyLoRAMethod":
         return DyLoRAMethod(self, seed, total_steps)
 
 
 class DyLoRALayer(LoRALayer):
-    def __init__(self, A_RI: Tensor, B_OR: Tensor, scale: float, gain_R: Tensor) -> None:
-        super().__init__(A_RI, B_OR, scale)
+    def __init__(self, A_RI: Tensor, B_OR: Tensor, alpha: float, gain_R: Tensor) -> None:
+        super().__init__(A_RI, B_OR, alpha / len(A_RI))
+        self.alpha, self.rank = alpha, len(A_RI)
         self.gain_R = gain_R  # the method's own tensor, refilled in place each step
 
     def forward(self, x: Tensor, frozen: FrozenLinear) -> Tensor:
-        return low_rank(x, self.A_RI, (self.gain_R if self.training else self.scale) * self.B_OR, frozen)
+        if self.training:
+            return low_rank(x, self.A_RI, self.gain_R * self.B_OR, frozen)
+        A_RI, B_OR = self.first_rows()
+        return low_rank(x, A_RI, self.scale * B_OR, frozen)
+
+    def set_rank(self, b: int) -> None:
+        """Compute and merge at rank b from now on."""
+        self.rank, self.scale = b, self.alpha / b
+
+    def first_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the parts of A and B that the rank uses."""
+        return self.A_RI[: self.rank], self.B_OR[:, : self.rank]
+
+    def update(self) -> Update:
+        A_RI, B_OR = self.first_rows()
+        return Update(delta_OI=self.scale * B_OR.detach() @ A_RI.detach())
 
 
 class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
@@ -75,11 +100,11 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
 
     def layers(self, places: Places) -> dict[Site, DyLoRALayer]:
         chosen, rank = self.chosen(places), self.settings.max_rank
-        device, scale = next(iter(chosen.values())).device, self.alpha / rank
-        self.register_buffer("gain_R", torch.full((rank,), scale, device=device), persistent=False)
+        device, alpha = next(iter(chosen.values())).device, self.alpha
+        self.register_buffer("gain_R", torch.full((rank,), alpha / rank, device=device), persistent=False)
         self.register_buffer("moves_R1", torch.ones(rank, 1, device=device), persistent=False)
         self.register_buffer("draws_R", torch.zeros(rank, dtype=torch.long, device=device))
-        return {site: DyLoRALayer(*at_start(site, rank, self.seed, device), scale, self.gain_R) for site in chosen}
+        return {site: DyLoRALayer(*at_start(site, rank, self.seed, device), alpha, self.gain_R) for site in chosen}
 
     def groups(self) -> list[Group]:
         As, Bs = [layer.A_RI for layer in self.placed.values()], [layer.B_OR for layer in self.placed.values()]
@@ -109,18 +134,42 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
     def points(self) -> list[int]:
         return list(self.settings.ranks)
 
-    def export(self, at: int | None = None) -> Layers:
-        """Return plain LoRA layers of any rank from 1 to max_rank (None: max_rank)."""
+    def set_rank(self, b: int | None) -> None:
+        """Let the placed layers compute at rank b from now on (None: max_rank), without loading anything again."""
+        b = self.checked(b)
+        for layer in self.placed.values():
+            layer.set_rank(b)
+
+    def checked(self, at: int | None) -> int:
+        """Return the rank that `at` means.
+
+        Raises:
+            SettingsError: there is no such rank.
+        """
         b = self.settings.max_rank if at is None else at
         if not 1 <= b <= self.settings.max_rank:
-            raise ValueError(f"a DyLoRA of max_rank {self.settings.max_rank} has no rank {b}")
+            raise SettingsError(
+                f"a DyLoRA of max_rank {self.settings.max_rank} has no rank {b}: any from 1 to "
+                f"{self.settings.max_rank} will do."
+            )
+        return b
+
+    def export(self, at: int | None = None) -> Layers:
+        """Return plain LoRA layers of any rank from 1 to max_rank (None: max_rank)."""
+        b = self.checked(at)
         return {
             site: LoRALayer(layer.A_RI.detach()[:b].clone(), layer.B_OR.detach()[:, :b].clone(), self.alpha / b)
             for site, layer in self.placed.items()
         }
 
+    def shipped(self, at: int | None = None) -> Method[Any, Any]:
+        """Return the plain LoRA of any rank from 1 to max_rank (None: max_rank)."""
+        plain = LoRA(rank=self.checked(at), alpha=self.alpha, roles=self.settings.roles)
+        return plain.method(self.seed, self.total_steps).keep(self.export(at))
+
     def insight(self) -> dict[str, Any]:
-        return {"steps_at_rank": {str(b): int(n) for b, n in enumerate(self.draws_R.tolist(), start=1)}}
+        draws = {str(b): int(n) for b, n in enumerate(self.draws_R.tolist(), start=1)}
+        return super().insight() | {"steps_at_rank": draws}
 
     def peft(self) -> dict[str, Any]:
         return peft_lora(self.settings.max_rank, self.alpha)

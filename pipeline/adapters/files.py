@@ -3,8 +3,8 @@
 | file | holds |
 |---|---|
 | adapter_model.safetensors | every saved tensor as `base_model.model.<module path>.<name in PEFT's format>` |
-| adapter_config.json | PEFT's configuration; left out where PEFT has no such method |
-| pipeline.json | a record: the settings, seed and steps that make the method again, and the hashes of the other files |
+| adapter_config.json | PEFT's configuration; left out where PEFT cannot compute the same |
+| pipeline.json | a record: what makes the method again, hashes, why PEFT cannot hold it (null where it can) |
 
 PEFT takes a wrong or missing key for a warning and goes on with an untrained layer; here it is an error.
 """
@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pipeline.adapters.base import Method
+from pipeline.adapters.base import AdapterSettings, Method, Places
 from pipeline.core import records
 from pipeline.core.records import RecordError
+from pipeline.core.settings import build
 from pipeline.core.site import Site
 
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "pipeline.json"
+TRANSPOSED = ("LORA", "ADALORA", "IA3")
+"""What PEFT can put on a Conv1D."""
 PEFT_VERSION = "0.21.2"
 """The release of PEFT that the format follows; PEFT computes OFT files of releases before 0.18 otherwise."""
 
@@ -33,8 +36,9 @@ def save(method: Method[Any, Any], folder: Path, *, base_name: str) -> None:
     """Write a method's folder, the record last. `base_name` says on which model it was trained."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _tensors(method).items()}
     contents = {WEIGHTS: to_bytes(tensors, metadata={"format": "pt"})}
-    config = _peft_config(method, base_name)
-    if config is not None:
+    obstacle = not_in_peft(method)
+    if obstacle is None:
+        config = _peft_config(method, base_name)
         contents[CONFIG] = (json.dumps(config, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
@@ -44,9 +48,26 @@ def save(method: Method[Any, Any], folder: Path, *, base_name: str) -> None:
         "total_steps": method.total_steps,
         "start": method.start,
         "mergeable": method.mergeable,
+        "not_in_peft": obstacle,
         "files": {name: records.file_sha256(folder / name) for name in contents},
     }
     records.write(folder / RECORD, stage="adapter", settings=method.settings.node(), result=result, about={})
+
+
+def restored(folder: Path, places: Places) -> Method[Any, Any]:
+    """Return the method of a folder, placed and filled, to compute and not to train; the folder says what it is.
+
+    Raises:
+        RecordError: as `load`.
+        SettingsError: the places are not those of the model that it was trained on.
+    """
+    record = records.read(folder / RECORD, "adapter")
+    settings = build(record.settings, "adapter")
+    assert isinstance(settings, AdapterSettings)
+    method = settings.method(record.result["seed"], record.result["total_steps"])
+    method.place(places)
+    load(method, folder)
+    return method.eval()
 
 
 def load(method: Method[Any, Any], folder: Path) -> None:
@@ -102,14 +123,22 @@ def _key(site: Site, name: str) -> str:
     return f"base_model.model.{site.name}.{name}"
 
 
-def _peft_config(method: Method[Any, Any], base_name: str) -> dict[str, Any] | None:
-    own = method.peft()
-    if own is None or any(site.rows is not None for site in method.placed):  # PEFT has no adapter on part of a module
-        return None
+def not_in_peft(method: Method[Any, Any]) -> str | None:
+    """Return why PEFT cannot compute what the method does, or None where it can."""
+    if (own := method.peft()) is None:
+        return method.not_peft
+    if any(site.rows is not None for site in method.placed):
+        return "PEFT has no adapter on a part of a module, and here one projection of a fused module has its own"
+    if (kind := own["peft_type"]) not in TRANSPOSED and any(site.transposed for site in method.placed):
+        return f"PEFT's {kind} has no layer for Conv1D, whose weight is transposed"
+    return None
+
+
+def _peft_config(method: Method[Any, Any], base_name: str) -> dict[str, Any]:
     return {
-        **own,
+        **(method.peft() or {}),
         "base_model_name_or_path": base_name,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(site.transposed for site in method.placed),
         "inference_mode": True,
         "peft_version": PEFT_VERSION,
         "target_modules": [site.name for site in method.placed],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Method, Places, Positive
 from pipeline.adapters.low_rank import low_rank
+from pipeline.adapters.spectrum import effective_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.site import Site
@@ -43,6 +44,9 @@ class LoRALayer(AdapterLayer):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"lora_A.weight": self.A_RI, "lora_B.weight": self.B_OR}
+
+    def insight(self) -> dict[str, Any]:
+        return {"effective_rank": effective_rank(self.A_RI, self.B_OR)}
 
 
 class LoRAMethod(Method[LoRA, LoRALayer]):

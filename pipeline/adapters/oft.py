@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.adapters.base import AdapterLayer, AdapterSettings
 from pipeline.adapters.cayley import cayley, cayley_neumann, measured_error, orthogonality_error, skew
 from pipeline.adapters.rotation import RotationMethod, blocks_along, shared_leaf
+from pipeline.adapters.spectrum import rotation_angles
 from pipeline.adapters.turn import turned
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.site import Site
@@ -45,13 +46,19 @@ class OFTLayer(AdapterLayer):
     def forward(self, x: Tensor, frozen: FrozenLinear) -> Tensor:
         return frozen(turned(x, self.turn_NCC.expand(self.blocks, -1, -1)))
 
-    def update(self) -> Update:
+    def rotation(self) -> Tensor:
+        """Return R, one block with `shared`."""
         turn_NCC = self.turn_NCC.detach()
-        rotation_NCC = turn_NCC + torch.eye(turn_NCC.shape[-1], device=turn_NCC.device)
-        return Update(rotation_NCC=rotation_NCC.expand(self.blocks, -1, -1))
+        return turn_NCC + torch.eye(turn_NCC.shape[-1], device=turn_NCC.device)
+
+    def update(self) -> Update:
+        return Update(rotation_NCC=self.rotation().expand(self.blocks, -1, -1))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"oft_R.weight": self.sign * self.packed_NE}
+
+    def insight(self) -> dict[str, Any]:
+        return {"rotation_angle": rotation_angles(self.rotation())}
 
     def fill(self, saved: dict[str, Tensor]) -> None:
         self.packed_NE.copy_(self.sign * saved["oft_R.weight"])
@@ -83,14 +90,13 @@ class OFTMethod(RotationMethod[S, OFTLayer]):
     @torch.no_grad()
     def insight(self) -> dict[str, Any]:
         C, terms = self.block_size, self.settings.terms
-        return {
-            "orthogonality_error": {
-                site.name: measured_error(layer.turn_NCC)
-                if terms is None
-                else orthogonality_error(skew(layer.packed_NE, C), terms)
-                for site, layer in self.placed.items()
-            }
+        errors = {
+            site.name: measured_error(layer.turn_NCC)
+            if terms is None
+            else orthogonality_error(skew(layer.packed_NE, C), terms)
+            for site, layer in self.placed.items()
         }
+        return super().insight() | {"orthogonality_error": errors}
 
     def peft(self) -> dict[str, Any]:
         # PEFT counts other terms: its n is k + 2, its 3 is 4 again, and below that its series has lost its last power.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Method, Places
 from pipeline.adapters.cayley import cayley, measured_error, skew
+from pipeline.adapters.spectrum import rotation_angles
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import Site
@@ -48,8 +49,15 @@ class WeightOFTLayer(AdapterLayer):
         bias_O = None if frozen.bias is None else frozen.bias.to(x.dtype)
         return nn.functional.linear(x, turned_ONC.flatten(1), bias_O)
 
+    def rotation(self) -> Tensor:
+        """Return R."""
+        return self.turn().detach() + torch.eye(self.C, device=self.packed_NE.device)
+
     def update(self) -> Update:
-        return Update(rotation_NCC=self.turn().detach() + torch.eye(self.C, device=self.packed_NE.device))
+        return Update(rotation_NCC=self.rotation())
+
+    def insight(self) -> dict[str, Any]:
+        return {"rotation_angle": rotation_angles(self.rotation())}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"oft_R.weight": -self.packed_NE}  # PEFT's exact transform is the inverse rotation
@@ -75,7 +83,8 @@ class WeightOFTMethod(Method[WeightOFT, WeightOFTLayer]):
 
     @torch.no_grad()
     def insight(self) -> dict[str, Any]:
-        return {"orthogonality_error": {site.name: measured_error(layer.turn()) for site, layer in self.placed.items()}}
+        errors = {site.name: measured_error(layer.turn()) for site, layer in self.placed.items()}
+        return super().insight() | {"orthogonality_error": errors}
 
     def peft(self) -> dict[str, Any]:
         return {

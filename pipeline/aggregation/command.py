@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.aggregation import tables, wording
 from pipeline.aggregation.compare import compare
-from pipeline.aggregation.files import NAMES, write_figures, write_report, write_tables
+from pipeline.aggregation.files import NAMES, PARTIAL, write_figures, write_report, write_tables
 from pipeline.aggregation.rows import collect
 from pipeline.aggregation.sweep import load
 from pipeline.core.records import RecordError
@@ -37,7 +37,7 @@ def _rebuild(plan: Path) -> bool:
     sweep = load(plan)
     evidence = collect(sweep)
     comparison = compare(sweep, evidence)
-    folder = plan.parent / "partial" if comparison.missing else plan.parent
+    folder = plan.parent / PARTIAL if comparison.missing else plan.parent
     write_tables({name: folder / file for name, file in NAMES.items()}, sweep, evidence, comparison)
     write_figures(folder / "figures", sweep, comparison)
     write_report(folder / "report.html", sweep, comparison, folder / "figures")

@@ -1,5 +1,6 @@
 """Writes what was made, each file whole or not at all; the workflow and `python -m pipeline table` share it."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +17,15 @@ NAMES = {
     "rows": "rows.csv", "layers": "layers.csv", "tex": "table.tex", "csv": "table.csv", "md": "table.md",
     "txt": "table.txt", "record": "aggregate.json",
 }  # fmt: skip
+PARTIAL = "partial"
+"""The folder of a table that lacks records, beside the complete one's files."""
 
 
 def write_tables(outputs: Mapping[str, Path], sweep: Sweep, evidence: list[Evidence], comparison: Comparison) -> None:
     """Write the tables to the paths named as in `NAMES`, the record of the comparison last.
 
-    The record says nothing of when or where, so that the same records give the same bytes anywhere.
+    The record says nothing of when or where, so that the same records give the same bytes anywhere. What a partial
+    table has left beside a complete one goes.
     """
     records.write_atomic(outputs["rows"], to_csv(sweep, evidence))
     records.write_atomic(outputs["layers"], layers_csv(read_layers(sweep)))
@@ -33,6 +37,8 @@ def write_tables(outputs: Mapping[str, Path], sweep: Sweep, evidence: list[Evide
     records.write(
         outputs["record"], stage="aggregate", settings=settings, result=comparison.model_dump(mode="json"), about={}
     )
+    if not comparison.missing:
+        shutil.rmtree(outputs["record"].parent / PARTIAL, ignore_errors=True)
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -51,6 +57,12 @@ def write_figures(folder: Path, sweep: Sweep, comparison: Comparison) -> None:
         unfinished.mkdir()
         for name, data in drawn.items():
             (unfinished / name).write_bytes(data)
+
+
+def made(folder: Path) -> list[Path]:
+    """Return all files of a finished table in `folder`."""
+    named = [folder / name for name in (*NAMES.values(), "report.html")]
+    return [*named, *sorted((folder / "figures").glob("*.svg"))]
 
 
 def write_report(path: Path, sweep: Sweep, comparison: Comparison, drawn: Path) -> None:

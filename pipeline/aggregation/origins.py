@@ -46,7 +46,7 @@ def _protocols(sweep: Sweep) -> Table:
     """Return every field of each generation, as the evaluation of a base or a run recorded it."""
     fields: dict[str, dict[str, Any]] = {}
     for task in sweep.tasks:
-        entries = (one.tasks[task.name]["evaluate"] for one in (*sweep.bases, *sweep.runs))
+        entries = (one.tasks[task.name] for one in (*sweep.bases, *sweep.runs))
         found = (record for entry in entries if (record := _fetch(sweep, entry, "evaluate")) and record.status == "ok")
         record = next(found, None)
         if record is not None:

@@ -79,8 +79,7 @@ def missing(evidence: list[Evidence]) -> list[str]:
 
 def _base(sweep: Sweep, subject: Subject, variant: str) -> Evidence:
     evidence = Evidence(subject, variant)
-    for task in sweep.tasks:
-        _score(sweep, evidence, task)
+    _scored(sweep, evidence)
     return evidence
 
 
@@ -96,8 +95,7 @@ def _run(sweep: Sweep, subject: Subject, variant: str) -> Evidence:
         evidence.status, evidence.reason = trained.status, _reason(trained)
         return evidence
     _merged(sweep, evidence)
-    for task in sweep.tasks:
-        _score(sweep, evidence, task)
+    _scored(sweep, evidence)
     return evidence
 
 
@@ -114,50 +112,60 @@ def _merged(sweep: Sweep, evidence: Evidence) -> None:
         evidence.unscored["merge"] = (merged.status, _reason(merged))
 
 
-def _score(sweep: Sweep, evidence: Evidence, task: TaskPlan) -> None:
-    """Add the scores of one task, or the reason why there are none."""
-    expected = evidence.subject.tasks[task.name]
+def _scored(sweep: Sweep, evidence: Evidence) -> None:
+    """Add the scores of every task, or the reason why there are none."""
+    subject = evidence.subject
     try:
-        evaluated = sweep.fetch(expected["evaluate"], "evaluate")
-        scored = sweep.fetch(expected["score"], "score")
+        scored = sweep.fetch(subject.records["score"], "score")
     except RecordError as error:
-        evidence.unscored[task.name] = ("missing", str(error))
+        evidence.unscored |= {task.name: ("missing", str(error)) for task in sweep.tasks}
         return
-    if scored.status != "ok":
-        evidence.unscored[task.name] = (scored.status, _reason(scored))
-        return
-    if scored.result["generation_id"] != task.generation_id:
-        got = scored.result["generation_id"]
+    for task in sweep.tasks:
+        try:
+            evaluated = sweep.fetch(subject.tasks[task.name], "evaluate")
+        except RecordError as error:
+            evidence.unscored[task.name] = ("missing", str(error))
+            continue
+        _score(evidence, task, evaluated, scored)
+
+
+def _score(evidence: Evidence, task: TaskPlan, evaluated: Record, scored: Record) -> None:
+    """Add the scores of one task; where some or all of its states failed, the reason as well."""
+    found = scored.result["tasks"][task.name]
+    if found["generation_id"] != task.generation_id:
+        got = found["generation_id"]
         raise RecordError(f"{scored.path}: scores {got!r}, the plan says {task.generation_id!r}. Score the run again.")
+    if found["status"] != "ok":
+        evidence.unscored[task.name] = (found["status"], found["reason"])
     evidence.skipped |= evaluated.result.get("skipped", {})
-    evidence.scores += scores_of(scored)
+    evidence.scores += scores_of(scored, task.name)
 
 
 def _reason(record: Record) -> str:
     return record.result.get("reason", f"{record.stage} ended {record.status}")
 
 
-def scores_of(record: Record) -> list[Score]:
-    """Return one `Score` per rule and state of a score record.
+def scores_of(record: Record, task: str) -> list[Score]:
+    """Return one `Score` per rule and state of a task in a score record.
 
     Raises:
         RecordError: a score is not what its own items give.
     """
-    items = tuple(str(item) for item in record.result["items"])
+    kept = record.result["tasks"][task]
+    items = tuple(str(item) for item in kept["items"])
     found = []
-    for rule, of in record.result["rules"].items():
+    for rule, of in kept["rules"].items():
         for label, entry in of["states"].items():
             item_scores_N = np.asarray(entry["per_item"], dtype=np.float64)
             score, again = entry["score"], summarize(item_scores_N.mean(), of["aggregate"])
             if item_scores_N.shape != (len(items),) or not math.isclose(again, score, rel_tol=1e-6, abs_tol=1e-6):
                 raise RecordError(
-                    f"{record.path}: {rule}, {label}: the score {score} does not follow from its "
+                    f"{record.path}: {task}, {rule}, {label}: the score {score} does not follow from its "
                     f"{item_scores_N.size} item scores ({again:.6g}, {len(items)} items). Score the run again."
                 )
             state, rank = split_label(label)
             facts = {key: of[key] for key in ("unit", "better", "aggregate")}
             counts = {key: entry[key] for key in ("failures", "truncated")}
-            task = record.result["task"]
             found.append(Score(task, rule, state, rank, score, items, item_scores_N, **facts, **counts))
     return found
 

@@ -110,15 +110,15 @@ def _answers(sweep: Sweep, comparison: Comparison, column: Column, line: Line) -
 def _read(sweep: Sweep, subject: Subject, column: Column, states: dict[str, str]) -> Answers:
     """Read what one run or base replied and what the rule gave it, for labels -> states."""
     expected = subject.tasks[column.task]
-    evaluated = sweep.fetch(expected["evaluate"], "evaluate").result
-    scored = sweep.fetch(expected["score"], "score").result
+    evaluated = sweep.fetch(expected, "evaluate").result
+    scored = sweep.fetch(subject.records["score"], "score").result["tasks"][column.task]
     if evaluated["kind"] != "replies":
         return Answers({}, "")
     labels = scored["rules"][column.rule]["states"]
     items = [str(item) for item in scored["items"]]
     worth = {label: dict(zip(items, labels[label]["per_item"], strict=True)) for label in states if label in labels}
     by_state: dict[str, dict[str, Reply]] = {states[label]: {} for label in worth}
-    replies = (sweep.results / expected["evaluate"].path).with_suffix(".jsonl")
+    replies = (sweep.results / expected.path).with_suffix(".jsonl")
     for row in rows.read(replies, evaluated["items_sha256"]):
         label, item = row["state"], str(row["item"])
         if label in worth:

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.aggregation.settings import Report
 from pipeline.core import records
 from pipeline.core.records import Record, RecordError
-from pipeline.core.settings import digest, parse
+from pipeline.core.settings import deciding, digest, parse
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
     model: str
     quantization: str
     records: dict[str, Expected]
-    tasks: dict[str, dict[str, Expected]]
+    tasks: dict[str, Expected]  # the evaluation of each
     adapter: str | None = None
     adapter_label: str | None = None
     size: tuple[str, int] | None = None
@@ -92,7 +92,8 @@ class Sweep:
             record = records.read(self.results / expected.path, stage)
         except RecordError as error:
             raise RecordError(str(error).replace(f"{self.results}/", "")) from None
-        made_by = {"settings": digest(record.settings, 16)} | {k: record.about.get(k) for k in ("code", "upstream")}
+        made_by = {key: record.about.get(key) for key in ("code", "upstream")}
+        made_by["settings"] = digest(deciding(record.settings), 16)
         for what, meaning in MISFITS.items():
             if made_by[what] != getattr(expected, what):
                 raise RecordError(
@@ -146,7 +147,7 @@ def load(path: Path) -> Sweep:
 
 def _subject(node: dict[str, Any]) -> Subject:
     expected = {stage: Expected(**entry) for stage, entry in node["records"].items()}
-    tasks = {task: {s: Expected(**entry) for s, entry in of.items()} for task, of in node["tasks"].items()}
+    tasks = {task: Expected(**entry) for task, entry in node["tasks"].items()}
     size = node.get("size")
     fixed = {"records": expected, "tasks": tasks, "kept": tuple(node["kept"]), "size": tuple(size) if size else None}
     return Subject(**node | fixed)

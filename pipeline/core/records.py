@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ def write(
         "settings": settings, "result": result, "about": about,
     }  # fmt: skip
     write_atomic(path, _bytes(body))
+
+
+def sizes(record: Path, files: Iterable[Path]) -> dict[str, int]:
+    """Return the bytes of each file below the record's folder.
+
+    As `about["files"]` of a record it lets a plan see what has gone since, without reading it.
+    """
+    return {file.relative_to(record.parent).as_posix(): file.stat().st_size for file in files}
 
 
 def read(path: Path, stage: str | None = None) -> Record:

@@ -17,6 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 TARGET = "_target_"
+COSTS = ("checkpoint_every", "budget_bytes")
+"""Settings, wherever they stand, that say when or where something is kept, and change no bit of any result."""
 
 
 class SettingsError(ValueError):
@@ -46,6 +48,13 @@ def canonical(value: object) -> str:
 def digest(value: object, length: int = 8) -> str:
     """Return the first `length` hex digits of the SHA-256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def deciding(node: Any) -> Any:
+    """Return `node` without the settings that no digest counts, at any depth."""
+    if isinstance(node, Mapping):
+        return {key: deciding(value) for key, value in node.items() if key not in COSTS}
+    return [deciding(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -30,23 +30,23 @@ class Subject:
 def evaluate(
     subject: Subject, task: Task, rows: list[Row], merge: Record | None
 ) -> tuple[dict[str, Items], dict[str, Any]]:
-    """Return the items of every wanted state, and what the record says of them.
+    """Return the items of every wanted state, and what the record says of them; `failed` are those without numbers.
 
     Raises:
         RecordError: a merged state is not the one that was reported.
-        FloatingPointError: a state computes no numbers; the message names it.
     """
     base = subject.base
     questions = exam(task, rows, base)
-    items, states = {}, {}
+    items, states, failed = {}, {}, {}
     for label in subject.wanted:
         with entered(base, subject.method, label) as digest:
             if digest is not None:
                 _check(str(label), digest, merge)
             try:
                 found = questions.items(base.model)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{label}: {error}") from None
+            except FloatingPointError as error:  # the other states may well compute some
+                failed[str(label)] = str(error)
+                continue
         items[str(label)] = found
         states[str(label)] = {"digest": digest, "truncated": sum(item.get("stop") == "length" for item in found)}
     assert task.generation is not None
@@ -57,6 +57,7 @@ def evaluate(
         "n": len(questions),
         "states": states,
         "skipped": subject.skipped,
+        "failed": failed,
     } | questions.facts()
 
 

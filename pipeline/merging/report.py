@@ -41,8 +41,10 @@ def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str,
 def _state(base: Base, method: Method[Any, Any], label: Label) -> dict[str, Any]:
     layers = merge(base, method, label)
     updates = method.updates(label.at)
-    parts = {site: _parts(base, site, updates[site], layer, label.state) for site, layer in layers.items()}
-    whys = {site: _why_requantized(base, site, updates[site], label.state) for site in layers}
+    parts = {
+        site: _parts(base, site, update, layers[base.whole(site)], label.state) for site, update in updates.items()
+    }
+    whys = {whole: _why_requantized(base, whole, updates, label.state) for whole in layers}
     return {
         "digest": digest_of(layers),
         "exact": sum(why == "" for why in whys.values()) / len(whys) if label.state == OWN_CODES else None,
@@ -54,11 +56,13 @@ def _state(base: Base, method: Method[Any, Any], label: Label) -> dict[str, Any]
     }
 
 
-def _why_requantized(base: Base, site: Site, update: Update, state: str) -> str | None:
+def _why_requantized(base: Base, whole: Site, updates: dict[Site, Update], state: str) -> str | None:
     """Return why codes are made anew, "" where they are not, None where the state has none or never keeps them."""
     if state != OWN_CODES:
         return None
-    _, left, reasons = stored(base, site).absorbing(update)
+    if whole not in updates:
+        return "slices of a fused projection are merged together"
+    _, left, reasons = stored(base, whole).absorbing(updates[whole])
     return "" if left.empty() else "; ".join(reasons)
 
 
@@ -67,7 +71,8 @@ def _parts(base: Base, site: Site, update: Update, merged: FrozenLinear, state: 
     weight = source_weight(base, site, state).double()
     meant, _ = update.apply(weight, None)
     without = base.frozen()[site].dense_weight(torch.float32).double() if state.startswith("requantized") else weight
-    shipped, delta = merged.dense_weight(torch.float32).double(), meant - weight
+    whole_OI = merged.dense_weight(torch.float32).double()
+    shipped, delta = whole_OI if site.rows is None else whole_OI[list(site.rows)], meant - weight
     pairs = ((weight, weight), (meant, meant), (delta, delta), (shipped - without, delta), (shipped - meant,) * 2)
     return {part: _product(*pair) for part, pair in zip(PARTS, pairs, strict=True)}
 

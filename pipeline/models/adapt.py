@@ -1,10 +1,12 @@
 """Puts a method's layers on a base."""
 
 from pipeline.adapters import files
-from pipeline.adapters.base import AdapterSettings, Method
+from pipeline.adapters.base import AdapterSettings, Method, Places
 from pipeline.core import records
 from pipeline.core.settings import SettingsError
 from pipeline.models.load import Base
+from pipeline.models.places import refuse_overlap
+from pipeline.quantization.base import Format
 from pipeline.quantization.none import Dense
 
 
@@ -20,14 +22,25 @@ def adapt(base: Base, adapter: AdapterSettings, seed: int, total_steps: int) -> 
     Raises:
         SettingsError: the method does not go with this base.
     """
+    method = method_on(base.format, base.offered(), adapter, seed, total_steps)
+    base.attach(method.placed)
+    return method
+
+
+def method_on(format_: Format, places: Places, adapter: AdapterSettings, seed: int, total_steps: int) -> Method:
+    """Return the method with its layers made for `places`, which are stored in `format_`.
+
+    Raises:
+        SettingsError: the method does not go with them.
+    """
     method = adapter.method(seed=seed, total_steps=total_steps)
     allowed, reason = method.quantized_base
-    if not allowed and not isinstance(base.format, Dense):
+    if not allowed and not isinstance(format_, Dense):
         raise SettingsError(
-            f"adapter: {adapter.label} needs a base that is not quantized, got {base.format.name}: {reason}. "
+            f"adapter: {adapter.label} needs a base that is not quantized, got {format_.name}: {reason}. "
             "Set quantization to none."
         )
-    base.attach(method.place(base.offered()))
+    refuse_overlap(method.place(places))
     return method
 
 

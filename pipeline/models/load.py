@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from pipeline.core import records
 from pipeline.core.frozen import FrozenLinear
-from pipeline.core.settings import build
-from pipeline.core.site import LINEAR_ROLES, Site
-from pipeline.models import sites
+from pipeline.core.settings import SettingsError, build
+from pipeline.core.site import Site
+from pipeline.models import places, sites
+from pipeline.models.places import Place
+from pipeline.models.stack import Stack, stacked
 from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight
@@ -25,40 +27,29 @@ from pipeline.quantization.base import Format, QuantizedWeight
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Place(nn.Module):
-    """One site in the model: what is frozen there, and the adapter that sits on it, if any."""
-
-    def __init__(self, frozen: nn.Module) -> None:
-        super().__init__()
-        self.frozen = frozen
-        # Not a submodule: an adapter belongs to its method, which owns its parameters and its train / eval mode.
-        self.__dict__["adapter"] = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the adapter makes of the frozen layer, or the frozen layer's own output."""
-        adapter = self.__dict__["adapter"]
-        return self.frozen(x) if adapter is None else adapter(x, self.frozen)
-
-
 @dataclass
 class Base:
-    """A loaded base. `places` holds every site in forward order; norms are sites too."""
+    """A loaded base. `places` holds every site in forward order, norms and slices too, and last all blocks as one."""
 
     model: Any  # of transformers, as the tokenizer: its own types do not say what every model has
     tokenizer: Any
     format: Format
-    places: dict[Site, Place]
+    places: dict[Site, Place | Stack]
     weights: Weights
     dtype: torch.dtype
     device: torch.device
 
     def frozen(self) -> dict[Site, FrozenLinear]:
         """Return what is frozen at each linear site."""
-        return {site: place.frozen for site, place in self.places.items() if site.role in LINEAR_ROLES}  # type: ignore[misc]
+        return {site: place.frozen for site, place in self.places.items() if site.linear}  # type: ignore[misc]
 
     def offered(self) -> dict[Site, nn.Module]:
         """Return what is frozen at every site where a method may put a layer, norms included."""
         return {site: place.frozen for site, place in self.places.items()}
+
+    def whole(self, site: Site) -> Site:
+        """Return the site whose weight is stored: the fused projection that a slice is of, else the site itself."""
+        return site if site.rows is None else next(one for one in self.places if one.name == site.module)
 
     def attach(self, layers: Mapping[Site, nn.Module]) -> None:
         """Put these adapter layers on their sites, and nothing on all others."""
@@ -98,18 +89,21 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     check_files(made, base.parent / "base")
     empty = skeleton(folder)
     found = sites.find(empty)
-    linears = [site.name for site in found if site.role in LINEAR_ROLES]
-    weights = Weights(folder)
+    linears, weights = places.stored(found), Weights(folder)
     if made.result["files"]:
-        quantized, rest = files.read(base.parent / "base", format_, linears)
+        quantized, rest = files.read(base.parent / "base", format_, [site.name for site in linears])
     else:
-        quantized = {name: _dense(format_, weights.tensor(f"{name}.weight"), DTYPES[dtype]) for name in linears}
-        skip = {f"{name}.weight" for name in linears}
+        quantized = {site.name: _dense(format_, weights.linear(site), DTYPES[dtype]) for site in linears}
+        skip = {f"{site.name}.weight" for site in linears}
         rest = {name: weights.tensor(name) for name in weights.names() if name not in skip}
-    places = _fill(empty, found, quantized, rest, format_, DTYPES[dtype])
+    biases = {site.name: rest.pop(f"{site.name}.bias") if site.bias else None for site in linears}
+    frozen = {site: format_.frozen(quantized[site.name], biases[site.name]) for site in linears}
+    filled = places.put(empty, found, frozen)
+    _fill(empty, found, rest, DTYPES[dtype])
+    stack = stacked(empty, found)
     empty.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Base(empty, tokenizer, format_, places, weights, DTYPES[dtype], torch.device(device))
+    return Base(empty, tokenizer, format_, filled | stack, weights, DTYPES[dtype], torch.device(device))
 
 
 def _dense(format_: Format, weight_OI: Tensor, compute: torch.dtype) -> QuantizedWeight:
@@ -125,13 +119,22 @@ def check_files(record: records.Record, folder: Path) -> None:
 
 def skeleton(folder: Path) -> Any:
     """Return the folder's transformers model with parameters on the meta device and buffers in place."""
+    with _parameters_on_meta():
+        return unfilled(json.loads((folder / "config.json").read_text()))
+
+
+def unfilled(config: dict[str, Any]) -> Any:
+    """Return the transformers model of a config.json, its parameters not initialized.
+
+    Raises:
+        SettingsError: it is no causal language model of an architecture in the table of sites.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    raw = json.loads((folder / "config.json").read_text())
-    raw.pop("quantization_config", None)
-    config = AutoConfig.for_model(**raw)
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    if (kind := config.get("model_type")) not in sites.DECODERS:
+        raise SettingsError(f"model: architecture {kind!r} is not known; allowed: {', '.join(sites.DECODERS)}.")
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**kept), attn_implementation="sdpa")
     return model.eval().requires_grad_(False)
 
 
@@ -150,24 +153,8 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = plain  # type: ignore[method-assign]
 
 
-def _fill(
-    model: Any,
-    found: list[Site],
-    quantized: dict[str, QuantizedWeight],
-    rest: dict[str, Tensor],
-    format_: Format,
-    dtype: torch.dtype,
-) -> dict[Site, Place]:
-    """Replace every site by a place with its frozen layer, and give every other parameter its tensor."""
-    places = {}
-    for site in found:
-        module: Any = model.get_submodule(site.name)
-        if site.role in LINEAR_ROLES:
-            bias = rest.pop(f"{site.name}.bias") if site.bias else None
-            module = format_.frozen(quantized[site.name], bias)
-        parent, _, leaf = site.name.rpartition(".")
-        places[site] = Place(module)
-        setattr(model.get_submodule(parent), leaf, places[site])
+def _fill(model: Any, found: list[Site], rest: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Give every parameter that is not of a linear site its tensor."""
     norms = {site.name for site in found if site.role == "norm"}
     renamed = {_inside(name, norms): tensor.to(dtype) for name, tensor in rest.items()}
     _, extra = model.load_state_dict(renamed, strict=False, assign=True)
@@ -176,7 +163,6 @@ def _fill(
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent or extra:
         raise records.RecordError(f"the model's files do not fit its config: missing {absent}, unknown {extra}.")
-    return places
 
 
 def _inside(name: str, norms: set[str]) -> str:

@@ -102,40 +102,60 @@ def entered(base: Base, method: Method | None, label: Label) -> Iterator[str | N
 
 
 def merge(base: Base, method: Method, label: Label) -> dict[Site, FrozenLinear]:
-    """Return the merged layer of every site that merging touches."""
-    return {site: merge_site(base, site, update, label.state) for site, update in method.updates(label.at).items()}
+    """Return the merged layer of every weight that the method adapts; slices are merged into the one that they cut."""
+    wholes: dict[Site, dict[Site, Update]] = {}
+    for site, update in method.updates(label.at).items():
+        wholes.setdefault(base.whole(site), {})[site] = update
+    return {site: merge_site(base, site, updates, label.state) for site, updates in wholes.items()}
 
 
 @torch.no_grad()
-def merge_site(base: Base, site: Site, update: Update, state: str) -> FrozenLinear:
-    """Return one site's layer with `update` merged into it, in the state asked for.
+def merge_site(base: Base, whole: Site, updates: dict[Site, Update], state: str) -> FrozenLinear:
+    """Return the layer of one stored weight with all `updates` of it merged, in the state asked for.
 
     The arithmetic is in fp32; the result is dense or quantized by the base's format, in the dtype that the model is
     stored in: what is shipped does not depend on the dtype that it is computed with.
     """
-    frozen = stored(base, site)
+    frozen = stored(base, whole)
     format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
-    if state == OWN_CODES:
-        layer, left, _ = frozen.absorbing(update)
+    if state == OWN_CODES and whole in updates:
+        layer, left, _ = frozen.absorbing(updates[whole])
         if left.empty():
             return layer
-    weight_OI, bias_O = update.apply(
-        source_weight(base, site, state), None if frozen.bias is None else frozen.bias.float()
-    )
+    weight_OI = source_weight(base, whole, state)
+    bias_O = None if frozen.bias is None else frozen.bias.float()
+    for site, update in updates.items():
+        weight_OI, bias_O = merged(update, site, weight_OI, bias_O)
     return format_.frozen(format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
 
 
 def stored(base: Base, site: Site) -> StoredLinear:
-    """Return what is frozen at a linear site."""
+    """Return what is frozen at a linear site that is no slice."""
     frozen = base.frozen()[site]
     assert isinstance(frozen, StoredLinear)
     return frozen
 
 
+def merged(
+    update: Update, site: Site, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight and bias, new tensors, with the update of `site` applied to its outputs."""
+    if site.rows is None:
+        return update.apply(weight_OI, bias_O)
+    rows = list(site.rows)
+    part_RI, part_R = update.apply(weight_OI[rows], None if bias_O is None else bias_O[rows])
+    weight_OI = weight_OI.clone()
+    weight_OI[rows] = part_RI
+    if part_R is not None:
+        bias_O = weight_OI.new_zeros(len(weight_OI)) if bias_O is None else bias_O.clone()
+        bias_O[rows] = part_R
+    return weight_OI, bias_O
+
+
 def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:
     """Return the fp32 weight (O, I) that a state merges into: the original's, or the dequantized base's."""
     if state.endswith("-original"):
-        return base.weights.tensor(f"{site.name}.weight").to(base.device, torch.float32)
+        return base.weights.linear(site).to(base.device, torch.float32)
     return base.frozen()[site].dense_weight(torch.float32)
 
 

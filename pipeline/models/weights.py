@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.core.records import RecordError
+from pipeline.core.site import Site
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -46,6 +47,12 @@ class Weights:
         """
         with self._open(self._file_with(name)) as file:
             return file.get_tensor(name)
+
+    def linear(self, site: Site) -> Tensor:
+        """Return the weight (O, I) of a linear site, in the dtype it is stored in."""
+        stored = self.tensor(f"{site.module}.weight")
+        weight_OI = stored.T.contiguous() if site.transposed else stored
+        return weight_OI if site.rows is None else weight_OI[list(site.rows)]
 
     def elements(self, name: str) -> int:
         """Return the number of elements of one tensor without loading it."""

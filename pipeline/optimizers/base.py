@@ -80,6 +80,13 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
 class OptimizerSettings(Settings):
     """Settings of one optimizer; subclasses stand in `conf/optimizer`."""
 
+    def check(self, groups: list[Group]) -> None:
+        """Refuse groups that this optimizer cannot move.
+
+        Raises:
+            SettingsError: says which, and what to choose instead.
+        """
+
     @abstractmethod
     def build(self, groups: list[Group]) -> Optimizer:
         """Return the optimizer over these groups, with fresh state."""

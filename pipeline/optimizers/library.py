@@ -23,8 +23,11 @@ class LibraryAdamW8bit(AdamW):
     min_8bit_size: int = Field(ge=0)
     paged: bool
 
-    def build(self, groups: list[Group]) -> "LibraryOptimizer":
+    def check(self, groups: list[Group]) -> None:
         refuse_masks(groups)
+
+    def build(self, groups: list[Group]) -> "LibraryOptimizer":
+        self.check(groups)
         return LibraryOptimizer(self, groups, self.paged and on_device(groups))
 
 

@@ -27,8 +27,11 @@ class AdamW8bit(AdamW):
     block_size: Literal[256]
     min_8bit_size: int = Field(ge=0)
 
-    def build(self, groups: list[Group]) -> "PagesOptimizer":
+    def check(self, groups: list[Group]) -> None:
         refuse_masks(groups)
+
+    def build(self, groups: list[Group]) -> "PagesOptimizer":
+        self.check(groups)
         return PagesOptimizer(self, groups, None)
 
     def layout(self, parameter: nn.Parameter) -> Layout:
@@ -53,7 +56,7 @@ class PagedAdamW8bit(AdamW8bit):
     budget_bytes: int = Field(ge=0)
 
     def build(self, groups: list[Group]) -> "PagesOptimizer":
-        refuse_masks(groups)
+        self.check(groups)
         return PagesOptimizer(self, groups, self.budget_bytes if on_device(groups) else None)
 
 

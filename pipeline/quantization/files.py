@@ -18,48 +18,37 @@ from pipeline.quantization.base import Format, QuantizationError, QuantizedWeigh
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-SHARD_BYTES = 2**31
 DTYPE = "dtype_before_quantization"
 """In the index, what the quantized weights were: not every format's own layout says so."""
 
 
-class Writer:
-    """Makes `folder` and fills it; what it holds is no base before `finish` has returned."""
+class Shards:
+    """Makes `folder` and writes tensors to it; what it holds is no model before `close` has returned."""
 
-    def __init__(self, folder: Path, format_: Format, shard_bytes: int = SHARD_BYTES) -> None:
-        self._folder, self._format, self._shard_bytes = folder, format_, shard_bytes
+    shard_bytes = 2**30
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._shard: dict[str, Tensor] = {}
         self._file_of: dict[str, str] = {}
         self._shards = self._total_bytes = 0
-        self._dtype = torch.float32
         folder.mkdir(parents=True)
-
-    def add_quantized(self, module: str, weight: QuantizedWeight) -> None:
-        """Add the weight of the linear module of that name."""
-        self._dtype = weight.dtype
-        for key, tensor in self._format.to_file(weight).items():
-            self.add(f"{module}.{key}", tensor)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Add a tensor as it is."""
         assert not {name} & (self._file_of.keys() | self._shard.keys()), f"{name} was added twice"
-        if self._shard and sum(held.nbytes for held in self._shard.values()) + tensor.nbytes > self._shard_bytes:
+        if self._shard and sum(held.nbytes for held in self._shard.values()) + tensor.nbytes > self.shard_bytes:
             self._write_shard()
         self._shard[name] = tensor.contiguous()
 
-    def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
-        """Write the last shard, the index and, where transformers can read the weights, config.json.
-
-        `config` is the model's own; `unquantized` names the linear modules that were added as they are.
-        """
+    def close(self, **metadata: str) -> None:
+        """Write the last shard and the index, with `metadata` in it."""
         self._write_shard()
-        metadata = {"total_size": self._total_bytes, DTYPE: dtype_name(self._dtype)}
-        index = {"metadata": metadata, "weight_map": self._file_of}
-        written = {INDEX: index}
-        if (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
-            written[CONFIG] = config | {"quantization_config": quantization}
-        for name, content in written.items():
-            (self._folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        index = {"metadata": {"total_size": self._total_bytes} | metadata, "weight_map": self._file_of}
+        self._write_json(INDEX, index)
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        (self._folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def _write_shard(self) -> None:
         self._shards += 1
@@ -68,6 +57,30 @@ class Writer:
         self._file_of |= dict.fromkeys(self._shard, file)
         self._total_bytes += sum(held.nbytes for held in self._shard.values())
         self._shard = {}
+
+
+class Writer(Shards):
+    """Writes a quantized base."""
+
+    def __init__(self, folder: Path, format_: Format) -> None:
+        super().__init__(folder)
+        self._format = format_
+        self._dtype = torch.float32
+
+    def add_quantized(self, module: str, weight: QuantizedWeight) -> None:
+        """Add the weight of the linear module of that name."""
+        self._dtype = weight.dtype
+        for key, tensor in self._format.to_file(weight).items():
+            self.add(f"{module}.{key}", tensor)
+
+    def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
+        """Write the last shard, the index and, where transformers can read the weights, config.json.
+
+        `config` is the model's own; `unquantized` names the linear modules that were added as they are.
+        """
+        self.close(**{DTYPE: dtype_name(self._dtype)})
+        if (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
+            self._write_json(CONFIG, config | {"quantization_config": quantization})
 
 
 def read(folder: Path, format_: Format, linears: Iterable[str]) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:

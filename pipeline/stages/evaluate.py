@@ -31,7 +31,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     labelled = ({"state": state} | item for state, found in items.items() for item in found)
     names = {"task": task.name, "generation_id": task.generation.id}
     result = names | {"items_sha256": rows.write(outputs["items"], labelled)} | result
-    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
+    made = records.sizes(outputs["record"], [outputs["items"]])
+    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), files=made, **about)
     records.write(outputs["record"], stage="evaluate", settings=settings, result=result, about=about, status=status)
     counted = {fact: len(names) for fact in ("too_long", "cut") if (names := result.get(fact))}
     told = "".join(f"; {count} prompts {fact.replace('_', ' ')}" for fact, count in counted.items())
@@ -59,11 +60,12 @@ def _evaluated(
     precision = settings["evaluation"]["precision"]
     try:
         subject = _subject(settings, inputs, made, device, precision)
-        return "ok", *evaluate(subject, task, _asked(task, inputs["data"]), made.get("merge"))
-    except FloatingPointError as error:
-        return "diverged", {}, {"reason": str(error)}
+        items, result = evaluate(subject, task, _asked(task, inputs["data"]), made.get("merge"))
     except torch.OutOfMemoryError as error:
         return "oom", {}, {"reason": str(error).splitlines()[0]}
+    if not (failed := result["failed"]):
+        return "ok", items, result
+    return "diverged", items, result | {"reason": "; ".join(f"{label}: {why}" for label, why in failed.items())}
 
 
 def _subject(

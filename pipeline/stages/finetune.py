@@ -42,7 +42,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         cost["resumed_at"] = trained.outcome.resumed_at
         if status == "ok":
             result |= _save(trained, record.parent / "adapter", base)
-    about = provenance.about(about.pop("started"), **cost, **about)
+    made = [record.parent / "adapter" / name for name in result.get("adapter_files", ())]
+    about = provenance.about(about.pop("started"), files=records.sizes(record, made), **cost, **about)
     records.write(record, stage="finetune", settings=settings, result=result, about=about, status=status)
     checkpoints.clear()
     print(f"{status}: {result.get('reason') or 'final loss {:.4f}'.format(result['final_loss'])}", flush=True)

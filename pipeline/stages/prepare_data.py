@@ -14,10 +14,7 @@ NAMED = 5
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
-    """Write {train,dev,test}.jsonl and the manifest `outputs["record"]` beside them.
-
-    `inputs` are files that the source reads itself; they are named so that the workflow sees them change.
-    """
+    """Write {train,dev,test}.jsonl and the manifest `outputs["record"]` beside them."""
     name, data = settings["name"], build(settings["data"], "data")
     assert isinstance(data, DataSource)
     _unchanged(settings.get("files", {}))
@@ -34,7 +31,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         },
         "overlap": overlap,
     }
-    about = provenance.about(about.pop("started"), **about)
+    made = records.sizes(outputs["record"], files.values())
+    about = provenance.about(about.pop("started"), files=made, **about)
     records.write(outputs["record"], stage="prepare_data", settings=settings, result=result, about=about)
     print(", ".join(f"{len(found)} rows of {split}" for split, found in splits.items()), flush=True)
 

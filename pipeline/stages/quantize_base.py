@@ -10,9 +10,10 @@ from torch import nn
 from pipeline.core import provenance, records
 from pipeline.core.machine import ready
 from pipeline.core.settings import build, digest
-from pipeline.core.site import LINEAR_ROLES, Site
+from pipeline.core.site import Site
 from pipeline.models import sites
 from pipeline.models.load import check_files, skeleton
+from pipeline.models.places import stored
 from pipeline.models.weights import Weights
 from pipeline.quantization.base import Format, QuantizationError
 from pipeline.quantization.errors import layer_errors
@@ -39,29 +40,30 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     paths = sorted(folder.iterdir()) if format_.own_folder else []
     files = {path.name: records.file_sha256(path) for path in paths}
     result |= {"format": format_.name, "files": files, "model": digest(made.result, 64)}
-    about = provenance.about(about.pop("started"), **about)
+    about = provenance.about(about.pop("started"), files=records.sizes(record, paths), **about)
     records.write(record, stage="quantize_base", settings=settings, result=result, about=about)
 
 
 def _convert(model: Path, format_: Format, writer: Writer | None) -> dict[str, Any]:
     """Store the weights one at a time; return the error table and the bits that a stored parameter takes."""
     bare, weights = skeleton(model), Weights(model)
-    linear = {site.name: site for site in sites.find(bare) if site.role in LINEAR_ROLES}
+    linear = {site.name: site for site in stored(sites.find(bare))}
     rows, bits, parameters = {}, 0, 0
     for name in weights.names():
-        site, tensor = linear.get(name.removesuffix(".weight")), weights.tensor(name)
+        site = linear.get(name.removesuffix(".weight"))
         if site is None:
             if writer:
-                writer.add(name, tensor)
+                writer.add(name, weights.tensor(name))
             continue
+        weight_OI = weights.linear(site)
         try:
-            stored = format_.quantize(tensor)
+            quantized = format_.quantize(weight_OI)
         except QuantizationError as error:
             raise QuantizationError(f"{model}: {name}: {error}") from None
-        rows[site] = layer_errors(tensor, format_.dequantize(stored))
-        bits, parameters = bits + stored.bits, parameters + tensor.numel()
+        rows[site] = layer_errors(weight_OI, format_.dequantize(quantized))
+        bits, parameters = bits + quantized.bits, parameters + weight_OI.numel()
         if writer:
-            writer.add_quantized(site.name, stored)
+            writer.add_quantized(site.name, quantized)
     if writer:
         rest = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear) and name not in linear]
         writer.finish(json.loads((model / "config.json").read_text(encoding="utf-8")), rest)

@@ -1,4 +1,4 @@
-"""Scores one evaluation by every rule of its task."""
+"""Scores what one subject replied to all its tasks, each by every rule of the task."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,24 +12,31 @@ from pipeline.tasks.base import Task
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
-    """Write `outputs["record"]` from an evaluation's record and items and the rows of its data."""
-    task = build(settings["task"], "task")
-    assert isinstance(task, Task)
-    evaluation = records.read(inputs["record"], "evaluate")
-    result: dict[str, Any] = {"task": task.name, "generation_id": evaluation.result["generation_id"]}
-    if evaluation.status == "ok":
-        items = defaultdict(list)
-        for item in rows.read(inputs["items"], evaluation.result["items_sha256"]):
-            items[item["state"]].append(item)
-        assert task.generation is not None
-        references = {row["id"]: task.reference(row) for row in rows.split(inputs["data"], task.generation.split)}
-        result |= {
-            "items": [item["item"] for item in next(iter(items.values()), [])],
-            "rules": scores(task.scoring, items, references),
-        }
-    else:
-        result["reason"] = evaluation.result["reason"]
+    """Write `outputs["record"]`, for each task from its evaluation's record and items and the rows of its data.
+
+    `inputs` has `evaluate.<task>`, with the items beside it, and `data.<task>`.
+    """
+    tasks = {}
+    for node in settings["tasks"]:
+        task = build(node, "task")
+        assert isinstance(task, Task)
+        tasks[task.name] = _scored(task, inputs[f"evaluate.{task.name}"], inputs[f"data.{task.name}"])
     about = provenance.about(about.pop("started"), **about)
-    records.write(
-        outputs["record"], stage="score", settings=settings, result=result, about=about, status=evaluation.status
-    )
+    records.write(outputs["record"], stage="score", settings=settings, result={"tasks": tasks}, about=about)
+
+
+def _scored(task: Task, record: Path, data: Path) -> dict[str, Any]:
+    """Return the scores of one task's evaluation; of one that failed, its status and reason, and what it has."""
+    evaluation = records.read(record, "evaluate")
+    result: dict[str, Any] = {"status": evaluation.status, "generation_id": evaluation.result["generation_id"]}
+    if evaluation.status != "ok":
+        result["reason"] = evaluation.result["reason"]
+    items = defaultdict(list)
+    for item in rows.read(record.with_suffix(".jsonl"), evaluation.result["items_sha256"]):
+        items[item["state"]].append(item)
+    assert task.generation is not None
+    references = {row["id"]: task.reference(row) for row in rows.split(data, task.generation.split)}
+    return result | {
+        "items": [item["item"] for item in next(iter(items.values()), [])],
+        "rules": scores(task.scoring, items, references),
+    }

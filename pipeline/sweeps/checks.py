@@ -13,11 +13,14 @@ from typing import Any
 
 from pipeline.core import hub
 from pipeline.core.records import file_sha256, write_atomic
-from pipeline.core.settings import SettingsError, build, canonical, digest
+from pipeline.core.settings import TARGET, SettingsError, build, canonical, digest, imported, parse
+from pipeline.models.source import Local
 from pipeline.sweeps.closure import digest as code_digest
 from pipeline.sweeps.closure import modules, targets
 
 KEPT = 10_000
+FIT = "pipeline.models.fit"
+"""The module that is asked what fits; imported only where an answer is not remembered."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Checks:
             self._known = json.loads(memory.read_bytes())
         self._before = len(self._known)
         self._seen: dict[str, Checked] = {}
+        self._answers: dict[str, Any] = {}
 
     def check(self, node: Mapping[str, Any], where: str) -> Checked:
         """Return `node` as its class writes it, pinned by the lock where it names a repository of the hub.
@@ -64,6 +68,45 @@ class Checks:
             self._seen[text] = Checked(**self._known[key])
         return self._seen[text]
 
+    def shape(self, model: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return how a model is built, as in its config.json; None where a plan cannot know.
+
+        Raises:
+            SettingsError: there is no such model.
+        """
+        if _is_local(model):  # whose config.json may change
+            return parse(Local, model, "model").shape()
+        return self._asked("shape", "pipeline.stages.prepare_model", model)
+
+    def fit(self, *asked: Any) -> dict[str, Any]:
+        """Return what `pipeline.models.fit.fit` says to `asked`, from the shape on."""
+        return self._asked("fit", FIT, *asked)
+
+    def largest(self, *asked: Any) -> dict[str, Any]:
+        """Return what `pipeline.models.fit.largest` says to `asked`, from the shape on."""
+        return self._asked("largest", FIT, *asked)
+
+    def _asked(self, question: str, module: str, *asked: Any) -> Any:
+        """Return a remembered answer of code that is too heavy for every plan; what it refuses is remembered too."""
+        text = canonical([question, *asked])
+        if text not in self._answers:
+            key = digest([text, code_digest(modules([module, *targets(text)]))], 16)
+            if key not in self._known:
+                self._known[key] = _answer(question, *asked)
+            self._answers[text] = self._known[key]
+        if refused := self._answers[text].get("refused"):
+            raise SettingsError(refused)
+        return self._answers[text]["said"]
+
+    def files(self, model: Mapping[str, Any]) -> dict[str, str]:
+        """Return the local files that a model is made of, with their SHA-256; none if it is not a local one.
+
+        Raises:
+            SettingsError: there is no such folder.
+        """
+        paths = parse(Local, model, "model").files() if _is_local(model) else []
+        return {str(path): self.sha256(str(path)) for path in paths}
+
     def present(self, told: str) -> None:
         """Refuse repositories of the hub that are not pinned, or not in this machine's cache; `told` is the sweep."""
         for (where, _), repository in self.repositories.items():
@@ -73,12 +116,12 @@ class Checks:
                 raise SettingsError(f"{where}: {error}") from None
 
     def sha256(self, path: str) -> str:
-        """Return the SHA-256 of a local file, read once for each size and time of change."""
+        """Return the SHA-256 of a local file, read once for each size, time of change and inode."""
         try:
             stat = Path(path).stat()
         except OSError as error:
-            raise SettingsError(f"{path}: a data source names this file, and it cannot be read ({error}).") from None
-        key = f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            raise SettingsError(f"{path}: the settings name this file, and it cannot be read ({error}).") from None
+        key = f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
         if key not in self._known:
             self._known[key] = file_sha256(Path(path))
         return self._known[key]
@@ -110,3 +153,17 @@ def _ask(node: Mapping[str, Any], where: str) -> Checked:
         paths=tuple(map(str, settings.paths())) if hasattr(settings, "paths") else (),
         rules=tuple(rule.id for rule in getattr(settings, "scoring", ())),
     )
+
+
+def _is_local(model: Mapping[str, Any]) -> bool:
+    return model[TARGET] == f"{Local.__module__}.{Local.__name__}"
+
+
+def _answer(question: str, *asked: Any) -> dict[str, Any]:
+    try:
+        if question == "shape":
+            model: Any = build(asked[0], "model")
+            return {"said": model.shape()}
+        return {"said": getattr(imported(FIT), question)(*asked)}
+    except SettingsError as error:
+        return {"refused": str(error)}

@@ -1,7 +1,8 @@
 """Which code does a stage really run? Its module, the classes its slice names, and all of `pipeline` they import.
 
 The digest covers the syntax trees without docstrings: comments, blank lines and formatting do not count, a changed
-constant does. Imports under `if TYPE_CHECKING:` load nothing and do not count.
+constant does. Every Python reads one tree from one text. Imports under `if TYPE_CHECKING:` load nothing and do not
+count; relative ones are refused.
 """
 
 import ast
@@ -15,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.core.records import write_atomic
-from pipeline.core.settings import TARGET
+from pipeline.core.settings import TARGET, SettingsError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DATA = (".html", ".css", ".js")
@@ -105,14 +106,26 @@ def _file(name: str) -> Path | None:
 @cache
 def _parse(name: str, file: Path) -> Module:
     tree = ast.parse(file.read_bytes(), filename=str(file))
-    imports = frozenset(_imports(tree))
+    try:
+        imports = frozenset(_imports(tree))
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = _without_docstring(node.body)
-    text = hashlib.sha256(ast.dump(tree).encode())
+    text = hashlib.sha256(written(tree).encode())
     for beside in (file.with_suffix(suffix) for suffix in DATA):
         text.update(beside.read_bytes() if beside.is_file() else b"")
     return Module(name, text.hexdigest(), imports)
+
+
+def written(tree: object) -> str:
+    """Return the text of a syntax tree without its empty fields, of which each Python has others."""
+    if isinstance(tree, ast.AST):
+        fields = ((name, getattr(tree, name, None)) for name in tree._fields)
+        told = ",".join(f"{name}={written(value)}" for name, value in fields if value is not None and value != [])
+        return f"{type(tree).__name__}({told})"
+    return f"[{','.join(map(written, tree))}]" if isinstance(tree, list) else repr(tree)
 
 
 def _imports(tree: ast.AST) -> Iterable[str]:
@@ -120,7 +133,11 @@ def _imports(tree: ast.AST) -> Iterable[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise SettingsError(
+                    f"line {node.lineno}: imports here are absolute: 'from {__name__.split('.')[0]}.…'."
+                )
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):

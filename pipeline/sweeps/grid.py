@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from pipeline.core.settings import TARGET, SettingsError, build, canonical, nearest
+from pipeline.sweeps.budget import sized
 from pipeline.sweeps.checks import Checked, Checks
 from pipeline.sweeps.compose import (
     MISSING,
@@ -78,8 +79,10 @@ def expand(request: Request, checks: Checks) -> Grid:
     nodes = _nodes(sweep, mine, remarks)
     _axes_exist(sweep, nodes)
     remarks += _replaced(sweep, mine) + _lacking(sweep, mine)
+    if sweep.budget and (axes := [axis for axis in SIZES if getattr(sweep, axis)]):
+        remarks.append(f"sweep.budget decides the sizes; not used: {', '.join(f'sweep.{axis}' for axis in axes)}")
     root = data_root(overrides)
-    found = _Expansion(sweep, nodes, frozenset(override.key for override in mine), root, checks).points()
+    found = _Expansion(sweep, nodes, frozenset(override.key for override in mine), root, checks, remarks).points()
     single = {group: _checked(checks, nodes[group]["-"], group).node for group in SINGLE}
     names = [chosen("task", name, "sweep.task") for name in sweep.task]
     names += [chosen("task", point.settings["training"]["task"], "training.task") for point in found]
@@ -89,6 +92,8 @@ def expand(request: Request, checks: Checks) -> Grid:
 
 def _sweep(name: str, overrides: list[Override]) -> Sweep:
     node = composed((("sweep", name),))["sweep"]
+    if node.get("name") != name:
+        raise SettingsError(f"sweep.name: conf/sweep/{name}.yaml says {node.get('name')!r}. Write name: {name}.")
     for override in overrides:
         if override.group == "sweep" and override.path:
             node = put(node, override.path, override.value, override.key)
@@ -173,18 +178,25 @@ class _Expansion:
     overridden: frozenset[str]
     data_root: str | None
     checks: Checks
+    remarks: list[str]
 
     def points(self) -> list[Point]:
         """Return the points of all grids, each once; two different ones of one name are an error."""
         grids = self.sweep.grids()
         shown = [axis for axis in ("optimizer", "training") if len({name for grid in grids for name in grid[axis]}) > 1]
         found: dict[str, Point] = {}
-        for grid in grids:
-            for choices in points({axis: grid[axis] for axis in CHOICES}):
-                for values in points(self._applicable(grid, choices)):
-                    if not self.sweep.excluded(choices | values):
-                        point = self._point(choices, values, shown)
-                        found.setdefault(canonical([point.choices, point.settings]), point)
+        idle = dict(enumerate(self.sweep.exclude))
+        for number, grid in enumerate(grids):
+            before = len(found)
+            for choices, values in self._combinations(grid):
+                fitting = self.sweep.excluded_by(choices | values)
+                idle = {n: entry for n, entry in idle.items() if n not in fitting}
+                if not fitting:
+                    point = self._point(choices, values, shown)
+                    found.setdefault(canonical([point.choices, point.settings]), point)
+            if number and len(found) == before:
+                self._remark(f"sweep.include: {self.sweep.include[number - 1]} adds no point")
+        self.remarks.extend(f"sweep.exclude: {entry} fits no point" for entry in idle.values())
         if not found:
             raise SettingsError("sweep.exclude: no point of the sweep is left.")
         named: dict[str, Point] = {}
@@ -193,20 +205,29 @@ class _Expansion:
                 raise SettingsError(_two_of_one_name(point, other))
         return list(found.values())
 
+    def _combinations(self, grid: Mapping[str, list[Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield the choices of files, and with each the values of the other axes."""
+        for choices in points({axis: grid[axis] for axis in CHOICES}):
+            for values in points(self._applicable(grid, choices)):
+                yield choices, values
+
     def _applicable(self, grid: Mapping[str, list[Any]], choices: dict[str, Any]) -> dict[str, list[Any]]:
         """Return the axes of values that the files of `choices` have; an adapter without rank ignores ranks."""
         settings = {axis: self.nodes[axis][name] for axis, name in choices.items()} | {"seed": None}
-        return {
+        found = {
             axis: values
             for axis, values in grid.items()
             if axis not in CHOICES and has(settings, SIZES.get(axis, axis).split("."))
         }
+        if "budget" in grid and self.checks.check(settings["adapter"], "adapter").size:
+            return {axis: values for axis, values in found.items() if axis not in SIZES} | {"budget": grid["budget"]}
+        return found
 
     def _point(self, choices: dict[str, Any], values: dict[str, Any], shown: list[str]) -> Point:
         settings: Node = {axis: self.nodes[axis][name] for axis, name in choices.items()}
         own = self.sweep.per_adapter.get(choices["adapter"], {})
         given = {key: value for key, value in own.items() if key not in self.overridden}
-        given |= {SIZES.get(axis, axis): value for axis, value in values.items()}
+        given |= {SIZES.get(axis, axis): value for axis, value in values.items() if axis != "budget"}
         for key, value in given.items():
             settings = put(settings, key.split("."), value, key)
         settings = resolved(settings, self.data_root)
@@ -214,6 +235,9 @@ class _Expansion:
         if type(seed) is not int or seed < 0:
             raise SettingsError(f"seed: must be a whole number of at least 0, got {seed!r}.")
         checked = {axis: _checked(self.checks, settings[axis], axis) for axis in CHOICES}
+        if "budget" in values:
+            checked["adapter"], said = sized(self.checks, checked, values["budget"], self.overridden)
+            self._remark(f"{said} ({choices['adapter']} on {choices['model']})")
         return Point(
             choices=choices,
             settings={axis: one.node for axis, one in checked.items()} | {"seed": settings["seed"]},
@@ -221,6 +245,10 @@ class _Expansion:
             label=checked["adapter"].label or choices["adapter"],
             axes={axis: choices[axis] for axis in shown} | {axis: v for axis, v in values.items() if "." in axis},
         )
+
+    def _remark(self, text: str) -> None:
+        if text not in self.remarks:
+            self.remarks.append(text)
 
 
 def _checked(checks: Checks, node: Node, where: str) -> Checked:

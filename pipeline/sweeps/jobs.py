@@ -2,15 +2,19 @@
 
 A path holds the digest of every setting that decides what lies there, those of earlier steps included. So no job ever
 writes a file that another setting uses; what may differ at one path is code alone.
+
+Which jobs run is read off the records: what is missing, what other code has made, and all that stands on it. Neither
+Snakemake's memory nor a time of change has a say, so that a copied folder is worth what it was worth.
 """
 
-import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.core.settings import TARGET, canonical, digest
+from pipeline.core.leases import visible
+from pipeline.core.settings import TARGET, canonical, deciding, digest
 from pipeline.sweeps import closure
 from pipeline.sweeps.checks import Checks
 from pipeline.sweeps.grid import Grid, Point
@@ -23,15 +27,21 @@ BITS = (TARGET, "device", "threads")
 """What of `hardware` can change a result; the rest are resources."""
 STAGES = {"evaluate_base": "evaluate", "score_base": "score"}
 """The stage of a rule where it is called otherwise."""
+SHARED = ("prepare_model", "prepare_data", "quantize_base")
+"""Rules whose records many runs stand on; the same settings and code make the same again."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """Which code made a record: its own digest, and that of everything before it, with the number of a retry."""
+    """Which code made a record: its own digest, and that of everything before it, with the number of a retry.
+
+    Beside it what a plan asks of a finished record: whether the job failed, and how long the files are that it made.
+    """
 
     code: str
     upstream: str
     failed: bool = field(default=False, compare=False)
+    files: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def tries(self) -> int:
@@ -69,14 +79,13 @@ class Job:
     @cached_property
     def digest(self) -> str:
         """The digest of the settings, as readers of the record compute it."""
-        return hashlib.sha256(self.cfg.encode()).hexdigest()[:16]
+        return digest(deciding(self.settings), 16)
 
     @cached_property
     def now(self) -> Made:
         """The code as it is, on inputs as they would be."""
         before = [[need.digest, need.made.code, need.made.upstream] for need in self.needs.values()]
-        last = self.recorded
-        tries = last.tries + (last.failed and self.retry and self.rule == "finetune") if last else 0
+        tries = self.recorded.tries + self.retried if self.recorded else 0
         again = f".{tries}" if tries else ""  # stays in the record, so that the next plan finds nothing changed
         return Made(closure.code(self.stage, self.cfg), f"upstream:{digest(before, 12)}{again}")
 
@@ -85,15 +94,44 @@ class Job:
         """The code that made the finished record, None without one."""
         return read_made(self.root / self.record)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the record says that it did not end well."""
+        return self.recorded is not None and self.recorded.failed
+
+    @property
+    def retried(self) -> bool:
+        """Whether the user has what failed tried again; what was only passed on follows by itself."""
+        return self.retry and self.failed and not any(need.failed for need in self.needs.values())
+
+    @cached_property
+    def exists(self) -> bool:
+        """Whether there is a record, be it whole or not."""
+        return (self.root / self.record).exists()
+
+    @cached_property
+    def lost(self) -> str:
+        """What is wrong with the record or the files that it names; empty where all are there."""
+        if self.recorded is None:
+            return "its record is damaged" if self.exists else "its record is missing"
+        return missing((self.root / self.record).parent, self.recorded)
+
+    @cached_property
+    def outdated(self) -> bool:
+        """Whether other code made the record, or something that it stands on is made anew."""
+        return self.recorded != self.now or any(need.due for need in self.needs.values())
+
     @cached_property
     def kept(self) -> bool:
-        """Whether the user keeps a record that other code made; what must be made anew is made by the code of now."""
-        return (
-            self.keep
-            and self.recorded is not None
-            and self.recorded != self.now
-            and all(need.recorded is not None for need in self.needs.values())
-        )
+        """Whether the user keeps an outdated record as it is. Nothing is kept that stands on a run made anew."""
+        if not self.keep or self.lost or self.retried or not self.outdated:
+            return False
+        return not any(need.due and need.rule not in SHARED for need in self.needs.values())
+
+    @cached_property
+    def due(self) -> bool:
+        """Whether the job must run."""
+        return bool(self.lost) or (self.outdated and not self.kept)
 
     @property
     def made(self) -> Made:
@@ -115,9 +153,22 @@ def read_made(record: Path) -> Made | None:
     """Return the code digests in a record's `about`; None where there is no readable record that has them."""
     try:
         body = json.loads(record.read_bytes())
-        return Made(body["about"]["code"], body["about"]["upstream"], body["status"] != "ok")
+        about = body["about"]
+        return Made(about["code"], about["upstream"], body["status"] != "ok", about.get("files", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def missing(folder: Path, made: Made) -> str:
+    """Return the first file that a record beside it names, and that is not there or not as long; empty if none."""
+    for name, size in made.files.items():
+        try:
+            length = (folder / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if length != size:
+            return f"{name} has {length} bytes, not {size}"
+    return ""
 
 
 @dataclass
@@ -128,7 +179,7 @@ class Run:
     finetune: Job
     merge: Job
     evaluate: dict[str, Job]
-    score: dict[str, Job]
+    score: Job
 
     @property
     def folder(self) -> str:
@@ -138,7 +189,7 @@ class Run:
     @property
     def jobs(self) -> list[Job]:
         """All jobs of this run alone."""
-        return [self.finetune, self.merge, *self.evaluate.values(), *self.score.values()]
+        return [self.finetune, self.merge, *self.evaluate.values(), self.score]
 
 
 @dataclass
@@ -149,12 +200,12 @@ class BaseAlone:
     quantization: str
     job: Job
     evaluate: dict[str, Job]
-    score: dict[str, Job]
+    score: Job
 
     @property
     def jobs(self) -> list[Job]:
         """All jobs of this base alone."""
-        return [self.job, *self.evaluate.values(), *self.score.values()]
+        return [self.job, *self.evaluate.values(), self.score]
 
 
 class Workshop:
@@ -164,6 +215,9 @@ class Workshop:
         self._grid, self._checks, self._root = grid, checks, root
         self._told = {"keep": request.code == "keep", "retry": request.retry == "failed"}
         self._hardware = {key: grid.single["hardware"][key] for key in BITS}
+        if self._hardware["device"] == "auto":  # not for the job to find out: CPU and CUDA give other bits
+            self._hardware["device"] = "cuda" if visible() else "cpu"
+            grid.remarks.append(f"hardware.device=auto: {self._hardware['device']}, by what this machine has")
         self.jobs: dict[tuple[str, ...], Job] = {}
         self.data = {name: self._data(name) for name in grid.tasks}
 
@@ -193,27 +247,25 @@ class Workshop:
 
     def base(self, point: Point) -> Job:
         """Return the job that quantizes the base of `point`."""
-        slice_ = {"model": point.settings["model"], "hardware": self._hardware}
+        files = self._checks.files(point.settings["model"])
+        slice_ = {"model": point.settings["model"], "hardware": self._hardware} | ({"files": files} if files else {})
         model = self._job("prepare_model", "models/{}/manifest.json", point.model, slice_, {})
         slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware}
         name = f"{point.model}-{point.choices['quantization']}"
         return self._job("quantize_base", "bases/{}/manifest.json", name, slice_, {"model": model})
 
-    def _tested(
-        self, where: str, suffix: str, seen: Node, needs: dict[str, Job]
-    ) -> tuple[dict[str, Job], dict[str, Job]]:
-        """Return the evaluations and scorings, by task, of what lies at `where`."""
-        evaluate, score = {}, {}
+    def _tested(self, where: str, suffix: str, seen: Node, needs: dict[str, Job]) -> tuple[dict[str, Job], Job]:
+        """Return the evaluations, by task, of what lies at `where`, and the one job that scores them all."""
+        evaluate, scored = {}, {}
         how = {key: value for key, value in self._grid.single["evaluation"].items() if key not in ("states", TARGET)}
         seen = seen | {"evaluation": how}
         for name in self._grid.sweep.task:
             slice_ = seen | {"task": self._task(name, "data", "scoring")}
             own = needs | {"data": self.data[name]}
             evaluate[name] = self._job(f"evaluate{suffix}", where + "/evaluate/{}.json", name, slice_, own)
-            own = {"record": evaluate[name], "data": self.data[name]}
-            slice_ = {"task": self._task(name, "data")}
-            score[name] = self._job(f"score{suffix}", where + "/score/{}.json", name, slice_, own)
-        return evaluate, score
+            scored |= {f"evaluate.{name}": evaluate[name], f"data.{name}": self.data[name]}
+        slice_ = {"tasks": [self._task(name, "data") for name in evaluate]}
+        return evaluate, self._job(f"score{suffix}", where + "/score/{}.json", "tasks", slice_, scored)
 
     def _data(self, name: str) -> Job:
         """Return the job that prepares a task's data; local files count by their contents."""
@@ -230,7 +282,7 @@ class Workshop:
     def _job(self, rule: str, path: str, name: str, settings: Node, needs: dict[str, Job]) -> Job:
         """Return the job whose path has, after `name`, 8 hex digits of its settings and, by their paths, its needs."""
         cfg = canonical(settings)
-        key = f"{name}-{digest([cfg, *(need.record for need in needs.values())])}"
+        key = f"{name}-{digest([deciding(settings), *(need.record for need in needs.values())])}"
         record = path.format(key)
         folder = record.split("/")[1]
         return self._add(rule, (key,) if folder == key else (folder, key), record, cfg, needs)
@@ -240,5 +292,5 @@ class Workshop:
         if known is None:
             known = Job(rule, wildcards, record, cfg, needs, self._root, **self._told)
             self.jobs[(rule, *wildcards)] = known
-        assert known.cfg == cfg, f"two settings share {record}"
+        assert known.digest == digest(deciding(json.loads(cfg)), 16), f"two settings share {record}"
         return known

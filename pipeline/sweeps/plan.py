@@ -1,6 +1,7 @@
 """What the Snakefile asks: the jobs of a sweep, each rule's params, and what the sweep's table must hold."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import Parameter, Signature
@@ -8,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core.records import write_atomic
-from pipeline.core.settings import SettingsError, canonical, digest
-from pipeline.sweeps import closure
+from pipeline.core.settings import COSTS, SettingsError, canonical, digest
+from pipeline.sweeps import closure, fit
 from pipeline.sweeps.checks import checks
 from pipeline.sweeps.compose import asked, parsed
+from pipeline.sweeps.expected import expected
 from pipeline.sweeps.grid import Grid, expand
-from pipeline.sweeps.jobs import BaseAlone, Job, Run, Workshop
+from pipeline.sweeps.jobs import BaseAlone, Job, Made, Run, Workshop, missing, read_made
 from pipeline.sweeps.nodes import Node
 from pipeline.sweeps.reasons import Reasons
 from pipeline.sweeps.settings import Request
@@ -26,15 +28,19 @@ BY_WILDCARDS = Signature([Parameter("wildcards", Parameter.POSITIONAL_OR_KEYWORD
 RESULTS = Path("results")
 MEMORY = Path(".snakemake/sweep")
 INERT = ("tracker", "hardware.gpus", "hardware.jobs_per_gpu", "hardware.mem_mb", "hardware.runtime")
-"""Settings that no result depends on."""
+"""Settings that no result depends on, beside `COSTS`."""
+TABLE = ("plan", "aggregate", "figures", "report")
+"""The stages that serve a whole table. The last one's record names what all have made."""
 LISTED = 40
 """Runs that a message names."""
 KEPT = 20
 """Plans that are remembered; a running workflow reads one of them."""
 
 
-def load(config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY) -> "Plan":
-    """Read `--config`, and return the plan of the sweep that it names.
+def load(
+    config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY, ancient: Callable[[str], str] = str
+) -> "Plan":
+    """Read `--config`, and return the plan of the sweep that it names; `ancient` is Snakemake's flag for an input.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -43,10 +49,11 @@ def load(config: Mapping[str, Any], root: Path = RESULTS, memory: Path = MEMORY)
     with checks(memory) as checked:
         grid = expand(request, checked)
         checked.present(request.told)
+        fit.check(grid, checked)
         shop = Workshop(grid, checked, root, request)
         runs = [shop.run(point) for point in grid.points]
         bases = {shop.base(point).wildcards: shop.base_alone(point) for point in grid.points}
-    return Plan(request, grid, runs, list(bases.values()), shop, root, memory)
+    return Plan(request, grid, runs, list(bases.values()), shop, root, memory, ancient)
 
 
 def _asked(answer: Asked[T]) -> Asked[T]:
@@ -66,6 +73,7 @@ class Plan:
     shop: Workshop
     root: Path
     memory: Path
+    ancient: Callable[[str], str]
 
     # ---- what rules ask, by the names of their wildcards
 
@@ -94,18 +102,28 @@ class Plan:
         """
         return _asked(lambda wildcards: self.job(rule, wildcards).made.upstream)
 
-    def needs(self, rule: str, name: str) -> Asked[str]:
-        """`input:`, the record of the earlier step that the rule calls `name`."""
-        return _asked(lambda wildcards: f"{self.root}/{self.job(rule, wildcards).needs[name].record}")
+    def needs(self, rule: str) -> Asked[list[str]]:
+        """`input:`, the records of the earlier steps; whether the job runs does not depend on their age.
 
-    def replies(self, rule: str) -> Asked[str]:
-        """`input: replies=`, the replies beside the record that the rule reads."""
-        record = self.needs(rule, "record")
-        return _asked(lambda wildcards: record(wildcards).removesuffix(".json") + ".jsonl")
+        A job that is due and has a record gets one input more, which is newer than any record. A job that is not due
+        waits for none of its inputs.
+        """
+        return _asked(lambda wildcards: self._needs(self.job(rule, wildcards)))
 
-    def files(self, rule: str) -> Asked[list[str]]:
-        """`input:`, the local files that the job reads by its settings."""
-        return _asked(lambda wildcards: list(self.job(rule, wildcards).settings.get("files", ())))
+    def _needs(self, job: Job) -> list[str]:
+        if job.due:
+            return [*self._paths(job.needs.values()), *([str(self.due)] if job.exists else [])]
+        return [self.ancient(path) for path in self._paths(need for need in job.needs.values() if need.exists)]
+
+    def _paths(self, jobs: Iterable[Job]) -> list[str]:
+        return [f"{self.root}/{job.record}" for job in jobs]
+
+    def inputs(self, rule: str) -> Asked[list[str]]:
+        """`params: inputs=`, name=path of each earlier step's record."""
+        return _asked(lambda wildcards: self._inputs(self.job(rule, wildcards)))
+
+    def _inputs(self, job: Job) -> list[str]:
+        return [f"{name}={self.root}/{need.record}" for name, need in job.needs.items()]
 
     def threads(self, rule: str) -> Asked[int]:
         """`threads:`, those of the model's own builder where it has a say, else of the hardware."""
@@ -115,48 +133,69 @@ class Plan:
     # ---- the table
 
     @cached_property
-    def table(self) -> str:
-        """The name of the table's folder; overrides have folders of their own."""
-        told = sorted(o.text for o in parsed(self.request.overrides) if not o.key.startswith(INERT))
-        return f"{self.grid.sweep.name}-{digest(told)}" if told else self.grid.sweep.name
+    def _told(self) -> list[str]:
+        """The overrides that a result may depend on."""
+        told = parsed(self.request.overrides)
+        return [one.text for one in told if not (one.key.startswith(INERT) or one.key.endswith(COSTS))]
 
     @cached_property
-    def scores(self) -> list[str]:
-        """The records at the end of every chain: all others are made before them."""
-        jobs = [job for subject in (*self.runs, *self.bases) for job in subject.score.values()]
-        return [f"{self.root}/{job.record}" for job in jobs]
+    def table(self) -> str:
+        """The name of the table's folder; overrides have folders of their own."""
+        told = sorted(self._told)
+        return f"{self.grid.sweep.name}-{digest(told)}" if told else self.grid.sweep.name
+
+    @property
+    def _scores(self) -> list[Job]:
+        """The jobs at the end of every chain: all others are made before them."""
+        return [subject.score for subject in (*self.runs, *self.bases)]
 
     @cached_property
     def lost(self) -> list[str]:
-        """Records that somebody deleted behind a finished table; Snakemake alone would not miss them."""
-        if not (self.root / "tables" / self.table / "table.md").exists():
-            return []
-        return [f"{self.root}/{job.record}" for job in self.shop.jobs.values() if not (self.root / job.record).exists()]
+        """Missing records that no job waits for, since all that stand on them are kept."""
+        kept = [job for job in self.shop.jobs.values() if job.kept]
+        return sorted({path for job in kept for path in self._paths(n for n in job.needs.values() if not n.exists)})
+
+    @cached_property
+    def scores(self) -> list[str]:
+        """`input:` of the table: the scores of all runs and bases."""
+        return [self.of_table(path) for path in self._paths(self._scores)]
+
+    def of_table(self, path: str) -> str:
+        """Return an input of the table's own rules; a table that is not due waits for none."""
+        return path if self.table_due else self.ancient(path)
+
+    @cached_property
+    def table_due(self) -> bool:
+        """Whether the table must be made anew: something in it is, or one of its files is not as it was made."""
+        folder = self.root / "tables" / self.table
+        last = read_made(folder / "report.json")
+        if last is None or last != Made(self.table_code("report"), self.table_upstream) or missing(folder, last):
+            return True
+        return bool(self.due_of_plan) or any(job.due for job in self.shop.jobs.values())
+
+    @cached_property
+    def due_of_plan(self) -> list[str]:
+        """`input:` of the table's plan: newer than what is there, if that was made otherwise."""
+        plan = self.root / "tables" / self.table / "sweep.json"
+        made = Made(self.table_code("plan"), self.table_upstream)
+        return [str(self.due)] if plan.exists() and read_made(plan) != made else []
+
+    @cached_property
+    def due_of_table(self) -> list[str]:
+        """`input:` of the tables: newer than what is there, if that must be made anew."""
+        made = (self.root / "tables" / self.table / "aggregate.json").exists()
+        return [str(self.due)] if self.table_due and made else []
+
+    @property
+    def due(self) -> Path:
+        """A file that is newer than whatever must be made anew."""
+        return self.memory / "due"
 
     @cached_property
     def expected(self) -> Node:
-        """What the table must hold: the result of sweep.json. Paths are relative to the results folder."""
-        sweep, tasks = self.grid.sweep, self.grid.tasks
-        targets = {run.point.settings["training"]["task"] for run in self.runs}
-        return {
-            "name": self.table,
-            "overrides": [o.text for o in parsed(self.request.overrides) if not o.key.startswith(INERT)],
-            "axes": sorted({axis for run in self.runs for axis in run.point.axes}),
-            "states": self.grid.single["evaluation"]["states"],
-            "tasks": [
-                {
-                    "name": name,
-                    "generation_id": tasks[name].node["generation"]["id"],
-                    "role": "target" if name in targets else tasks[name].node["role"],
-                    "scoring": list(tasks[name].rules),
-                }
-                for name in sweep.task
-            ],
-            "runs": [_run(run) for run in self.runs],
-            "bases": [_base(base) for base in self.bases],
-            "data": {name: job.expected() for name, job in self.shop.data.items()},
-            "report": self.grid.single["report"],
-        }
+        """What the table must hold: the result of sweep.json."""
+        data = {name: job.expected() for name, job in self.shop.data.items()}
+        return {"name": self.table, "overrides": self._told, "data": data} | expected(self.grid, self.runs, self.bases)
 
     @cached_property
     def expected_file(self) -> Path:
@@ -184,8 +223,8 @@ class Plan:
 
     @cached_property
     def table_upstream(self) -> str:
-        """Settings and code of everything the table is made of."""
-        return f"upstream:{digest(self.expected, 12)}"
+        """Settings and code of everything the table is made of, and the code of all that make it."""
+        return f"upstream:{digest([self.expected, *map(self.table_code, TABLE)], 12)}"
 
     @property
     def hardware(self) -> Node:
@@ -200,20 +239,21 @@ class Plan:
     # ---- finished runs and changed code
 
     def changed(self) -> list[Job]:
-        """Return the finished fine-tunes whose code, or whose inputs' code, is no longer what made them."""
+        """Return the whole fine-tunes that would run again: other code made them, or what they stand on is due."""
         jobs = [run.finetune for run in self.runs]
-        return [job for job in jobs if job.recorded is not None and not job.recorded.same(job.now)]
+        return [job for job in jobs if not (job.lost or job.retried) and job.outdated]
 
-    def why(self, job: tuple[str, ...], said: str) -> str:
-        """Return why a job (rule, *wildcards) would run; `said` is Snakemake's reason."""
-        return self._reasons.why(self.shop.jobs[job], said)
+    def why(self, job: tuple[str, ...]) -> str:
+        """Return why a job (rule, *wildcards) would run."""
+        return self._reasons.why(self.shop.jobs[job])
 
     @cached_property
     def _reasons(self) -> Reasons:
         return Reasons(self.root)
 
-    def check_code(self) -> None:
-        """Stop before finished fine-tunes are redone for changed code, unless the user has said what to do."""
+    def start(self) -> None:
+        """Stop before finished fine-tunes are redone, unless the user has said what to do."""
+        write_atomic(self.due, str(time.time_ns()).encode())  # also by its contents, which Snakemake may compare
         changed = self.changed()
         if self.request.code is not None or not changed:
             closure.Ledger(self.memory / "code.json").save()
@@ -224,7 +264,7 @@ class Plan:
         raise SettingsError(
             "\n".join(
                 [
-                    f"code: the code of {len(changed)} finished fine-tune(s) has changed since they ran:",
+                    f"code: {len(changed)} finished fine-tune(s) would be trained again, for this has changed since:",
                     *names,
                     *more,
                     "Allowed: --config code=rerun (train them again) or --config code=keep (take them as they are; "
@@ -235,59 +275,12 @@ class Plan:
 
 
 def _what_changed(job: Job, ledger: closure.Ledger) -> str:
-    """Name the steps whose code differs, and the modules if they are remembered."""
-    changed = [step for step in (*job.needs.values(), job) if step.recorded and step.recorded.code != step.now.code]
+    """Name the steps that are lost or whose code differs, and the modules if they are remembered."""
     said = []
-    for step in changed:
-        assert step.recorded is not None
-        modules = ledger.changed(step.recorded.code, step.now.code)
-        said.append(f"{step.stage} ({', '.join(modules)})" if modules else step.stage)
+    for step in (*job.needs.values(), job):
+        if step.lost:
+            said.append(f"{step.stage} ({step.lost})")
+        elif step.recorded and step.recorded.code != step.now.code:
+            modules = ledger.changed(step.recorded.code, step.now.code)
+            said.append(f"{step.stage} ({', '.join(modules)})" if modules else step.stage)
     return ", ".join(said) or "an earlier step"
-
-
-def _run(run: Run) -> Node:
-    point = run.point
-    return {
-        "folder": f"runs/{run.folder}",
-        "name": point.title,
-        "model": point.model,
-        "quantization": point.choices["quantization"],
-        "adapter": point.choices["adapter"],
-        "adapter_label": point.label,
-        "size": point.size,
-        "seed": point.settings["seed"],
-        "base": f"bases/{run.finetune.needs['base'].wildcards[0]}",
-        "settings": point.settings,
-        "kept": _kept([*run.finetune.needs.values(), *run.jobs]),
-        "records": {"finetune": run.finetune.expected(), "merge": run.merge.expected()},
-        "tasks": _tested(run),
-    }
-
-
-def _base(base: BaseAlone) -> Node:
-    return {
-        "folder": f"bases/{base.job.wildcards[0]}",
-        "name": f"{base.model}-{base.quantization}",
-        "model": base.model,
-        "quantization": base.quantization,
-        "base": f"bases/{base.job.wildcards[0]}",
-        "settings": {
-            "model": base.job.needs["model"].settings["model"],
-            "quantization": base.job.settings["quantization"],
-        },
-        "kept": _kept([*base.job.needs.values(), *base.jobs]),
-        "records": {"prepare_model": base.job.needs["model"].expected(), "quantize_base": base.job.expected()},
-        "tasks": _tested(base),
-    }
-
-
-def _tested(subject: Run | BaseAlone) -> Node:
-    return {
-        name: {"evaluate": job.expected(), "score": subject.score[name].expected()}
-        for name, job in subject.evaluate.items()
-    }
-
-
-def _kept(jobs: list[Job]) -> list[str]:
-    """Return the stages whose records are kept though their code has changed."""
-    return sorted({job.stage for job in jobs if job.kept})

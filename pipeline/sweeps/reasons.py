@@ -20,25 +20,27 @@ class Reasons:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def why(self, job: Job, said: str) -> str:
-        """Return the reason of one job; `said` is Snakemake's own."""
-        if job.recorded is not None:
-            return self._again(job, said)
+    def why(self, job: Job) -> str:
+        """Return the reason of one job."""
+        if job.exists:
+            return self._again(job)
         record = self._root / job.record
         others = [path for path in self._beside.get(_without_digits(record), []) if path != record]
         if not others:
             return "new"
         return f"new: {_difference(max(others, key=lambda path: path.stat().st_mtime), job)}"
 
-    def _again(self, job: Job, said: str) -> str:
+    def _again(self, job: Job) -> str:
+        if job.lost:
+            return job.lost
         assert job.recorded is not None
-        if job.retry and job.recorded.failed:
+        if job.retried:
             return "it failed, and is tried again"
         if job.recorded.code != job.made.code:
             return "its code changed"
         if job.recorded.upstream != job.made.upstream:
             return "an earlier step changed"
-        return "the rule changed" if said.startswith("Code") else "its inputs changed"
+        return "an earlier step is made anew" if job.due else "asked for by hand"
 
     @cached_property
     def _beside(self) -> dict[str, list[Path]]:

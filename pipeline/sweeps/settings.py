@@ -35,6 +35,7 @@ class Sweep(Settings):
     training: Names
     rank: list[Annotated[int, Field(ge=1)]] = Field(default=[])
     block_size: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    budget: list[Annotated[float, Field(gt=0)]] = Field(default=[], description="trainable parameters, for a size")
     seed: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     task: Names
     axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
@@ -42,9 +43,9 @@ class Sweep(Settings):
     include: list[dict[str, Any]] = Field(default=[])
     exclude: list[dict[str, Any]] = Field(default=[])
 
-    named: ClassVar[tuple[str, ...]] = (*CHOICES, *SIZES, "seed")
+    named: ClassVar[tuple[str, ...]] = (*CHOICES, *SIZES, "budget", "seed")
 
-    @field_validator(*CHOICES, *SIZES, "seed", "task")
+    @field_validator(*CHOICES, *SIZES, "budget", "seed", "task")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
         if twice := [value for value in values if values.count(value) > 1]:
@@ -66,10 +67,10 @@ class Sweep(Settings):
         extra = [self._checked(entry, "include") for entry in self.include]
         return [own, *(own | {a: v if isinstance(v, list) else [v] for a, v in entry.items()} for entry in extra)]
 
-    def excluded(self, point: Mapping[str, Any]) -> bool:
-        """Say whether an entry of `exclude` fits `point`."""
+    def excluded_by(self, point: Mapping[str, Any]) -> list[int]:
+        """Return which entries of `exclude` fit `point`."""
         entries = [self._checked(entry, "exclude") for entry in self.exclude]
-        return any(all(point.get(axis) == value for axis, value in entry.items()) for entry in entries)
+        return [n for n, entry in enumerate(entries) if all(point.get(axis) == v for axis, v in entry.items())]
 
     def _checked(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
         for axis in entry:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.adapters import base as adapters
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Forward, Method
@@ -39,7 +39,7 @@ class Build(Source):
     """A model of a known architecture at a small size, pre-trained on a corpus."""
 
     source: Literal["build"] = "build"
-    architecture: Literal["llama", "qwen2"] = "llama"
+    architecture: Literal["llama", "qwen2", "gpt2", "falcon"] = "llama"
     config: dict[str, int | float | bool] = Field(
         description="fields of the architecture's transformers config; vocab_size may exceed the tokenizer's"
     )
@@ -59,6 +59,10 @@ class Build(Source):
     def paths(self) -> list[Path]:
         """Return the files of the corpus."""
         return self.corpus.paths()
+
+    def shape(self) -> dict[str, Any]:
+        """Return the config without its vocabulary, which the corpus decides."""
+        return {"model_type": self.architecture, **self.config}
 
     def prepare(self, folder: Path, device: str, made_by: dict[str, Any]) -> dict[str, Any]:
         """Pre-train and save model and tokenizer into `folder`; checkpoints lie beside it until the caller is done."""

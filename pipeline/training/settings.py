@@ -58,6 +58,11 @@ class Training(Settings):
             )
         if self.choice_losses and self.loss_on != "answer":
             raise ValueError(f"choice_losses compare answers: loss_on must be answer, got {self.loss_on}")
+        if self.schedule.warmup_steps > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps must be at most steps ({self.steps}), got {self.schedule.warmup_steps}; "
+                "lower it, or train longer"
+            )
         return self
 
 

@@ -7,7 +7,6 @@ import torch
 
 from pipeline.adapters import files
 from pipeline.adapters.dylora import DyLoRA
-from pipeline.adapters.lora import LoRA
 from pipeline.core.settings import SettingsError, parse
 from pipeline.core.site import LINEAR_ROLES
 from pipeline.quantization.none import Dense
@@ -148,16 +147,46 @@ def test_a_rank_in_training_is_the_rank_that_is_exported(b):
     torch.testing.assert_close(in_training, tiny.logits_at(base, method, b), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rank_set_on_the_loaded_model_is_bit_for_bit_the_exported_one(seed):
+    base, method = placed(seed)
+    tiny.shake(method, seed)
+    method.eval()
+    expected = {b: tiny.logits_at(base, method, b) for b in range(1, 9)}
+    updates = {b: {site: layer.update().delta_OI for site, layer in method.export(b).items()} for b in range(1, 9)}
+    kept = {name: value.clone() for name, value in method.state_dict().items()}
+    base.attach(method.placed)
+    assert torch.equal(tiny.logits(base), expected[8]), "the largest until another is set"
+    for b in (3, 8, 1, 5, None):  # down and up again: nothing is lost on the way
+        method.set_rank(b)
+        assert torch.equal(tiny.logits(base), expected[b or 8])
+        for site, layer in method.placed.items():
+            assert torch.equal(layer.update().delta_OI, updates[b or 8][site])
+    assert all(torch.equal(value, kept[name]) for name, value in method.state_dict().items())
+
+
+def test_a_rank_that_was_set_does_not_touch_training_or_what_is_saved(tmp_path):
+    ends = []
+    for b in (None, 2):
+        base, method = placed()
+        method.set_rank(b)
+        tiny.train(base, method, tiny.optimizer(method), range(4))
+        files.save(method, tmp_path / str(b), base_name="tiny")
+        ends.append((tmp_path / str(b) / files.WEIGHTS).read_bytes())
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("b", [0, 9])
+def test_a_rank_that_there_is_not_cannot_be_set(b):
+    with pytest.raises(SettingsError, match=f"has no rank {b}: any from 1 to 8"):
+        placed()[1].set_rank(b)
+
+
 def test_peft_computes_the_same_at_a_rank(tmp_path):
     peft = pytest.importorskip("peft")
     base, method = placed()
     tiny.shake(method)
-    alone = tiny.place(LoRA(rank=4, alpha=6.0, roles=LINEAR_ROLES), tiny.base(Dense()))
-    with torch.no_grad():
-        for site, layer in method.export(4).items():
-            for name, tensor in alone.placed[site].tensors().items():
-                tensor.copy_(layer.tensors()[name])
-    files.save(alone, tmp_path, base_name="tiny")
+    files.save(method.shipped(4), tmp_path, base_name="tiny")
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT 0.21 with transformers 5.23
         loaded = peft.PeftModel.from_pretrained(tiny.model(), tmp_path).eval()
     with torch.no_grad():
@@ -169,7 +198,7 @@ def test_insight_counts_the_draws():
     base, method = placed()
     tiny.train(base, method, tiny.optimizer(method), range(9))
     expected = Counter(method.draw(step)[0] for step in range(9))
-    assert method.insight() == {"steps_at_rank": {str(b): expected[b] for b in range(1, 9)}}
+    assert method.insight()["steps_at_rank"] == {str(b): expected[b] for b in range(1, 9)}
 
 
 @pytest.mark.parametrize("b", [0, 9])

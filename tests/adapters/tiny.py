@@ -16,6 +16,7 @@ from pipeline.core.site import LINEAR_ROLES, Site
 from pipeline.models import sites
 from pipeline.models.adapt import adapt
 from pipeline.models.load import Base, Place
+from pipeline.models.stack import stacked
 from pipeline.optimizers.adamw import AdamW
 from pipeline.optimizers.base import Optimizer
 from pipeline.quantization.base import Format
@@ -23,7 +24,7 @@ from pipeline.steps.train import IGNORED, Batch, forward
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = sorted((ROOT / "conf" / "adapter").glob("*.yaml"))
-VOCABULARY, ROWS, TIME = 48, 4, 12
+VOCABULARY, ROWS, TIME, LAYERS = 48, 4, 12, 2
 TOTAL_STEPS = 12
 """Short, yet long enough for methods that follow a schedule to warm up, prune and cool."""
 
@@ -41,7 +42,7 @@ def _weights() -> dict[str, torch.Tensor]:
 
 def config() -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, attention_bias=True, initializer_range=0.08,
     )  # fmt: skip
 
@@ -55,15 +56,21 @@ def model() -> LlamaForCausalLM:
 
 def base(format_: Format) -> Base:
     """The model with every linear layer stored in `format_`, without files and tokenizer."""
-    made, places = model(), {}
-    for site in sites.find(made):
+    return on(model(), format_)
+
+
+def on(made: LlamaForCausalLM, format_: Format) -> Base:
+    """Any model, likewise."""
+    places, found = {}, sites.find(made)
+    for site in found:
         module = made.get_submodule(site.name)
         if site.role in LINEAR_ROLES:
             module = format_.frozen(format_.quantize(module.weight), module.bias)
         parent, _, leaf = site.name.rpartition(".")
         places[site] = Place(module)
         setattr(made.get_submodule(parent), leaf, places[site])
-    return Base(made, None, format_, places, None, torch.float32, torch.device("cpu"))
+    places |= stacked(made, found)
+    return Base(made, None, format_, places, None, made.dtype, torch.device("cpu"))
 
 
 def parts(count: int = 1, step: int = 0, seed: int = 0) -> list[Batch]:
@@ -152,8 +159,22 @@ class Dense(FrozenLinear):
         return self.weight_OI.to(dtype or self.weight_OI.dtype)
 
 
+class Block(nn.Module):
+    """A block of a decoder, as far as an adapter of the whole stack sees it."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.dropout = nn.Linear(width, width), nn.Dropout(dropout)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(torch.tanh(self.inner(x)))
+
+
 def frozen(site: Site, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
     """What may be frozen at a site, drawn."""
+    if site.role == "stack":
+        return nn.ModuleList(Block(site.in_features).to(device, dtype) for _ in range(LAYERS))
     if site.role == "norm":
         return LlamaRMSNorm(site.in_features).to(device, dtype)
     weight_OI = torch.randn(site.out_features, site.in_features, device=device) / 8

@@ -113,8 +113,8 @@ class Maker:
     def base(self, quantization: str) -> dict:
         name = f"tiny-{quantization}"
         folder = f"bases/{name}-00000000"
-        tasks = {task: self.scored(folder, task, {"base": -5.0 if role == "target" else 3.0}, {})
-                 for task, _, role, _ in self.plan.tasks}  # fmt: skip
+        levels = {task: {"base": -5.0 if role == "target" else 3.0} for task, _, role, _ in self.plan.tasks}
+        tasks, scores = self.scored(folder, levels, {})
         quantized = self.record(
             f"{folder}/manifest.json",
             "quantize_base",
@@ -139,7 +139,7 @@ class Maker:
         )
         return {
             "folder": folder, "name": name, "model": "tiny", "quantization": quantization, "kept": [],
-            "records": {"quantize_base": quantized}, "tasks": tasks,
+            "records": {"quantize_base": quantized, "score": scores}, "tasks": tasks,
         }  # fmt: skip
 
     def run(self, adapter: str, size: int, quantization: str, seed: int, rate: float) -> dict:
@@ -172,10 +172,8 @@ class Maker:
                 f"{folder}/merge.json", "merge", failed or self.merged(labels, skipped), status=status
             ),
         }  # fmt: skip
-        tasks = {}
-        for task, _, role, _ in self.plan.tasks:
-            ability = self.abilities(labels, size, quantization, role)
-            tasks[task] = self.scored(folder, task, ability, skipped, failed)
+        levels = {task: self.abilities(labels, size, quantization, role) for task, _, role, _ in self.plan.tasks}
+        tasks, records_of["score"] = self.scored(folder, levels, skipped, failed)
         if name in self.plan.missing:
             (self.results / folder / "train.json").unlink()
         return {
@@ -218,7 +216,14 @@ class Maker:
         }  # fmt: skip
         return {"states": states, "skipped": skipped}
 
-    def scored(self, folder: str, task: str, ability: dict, skipped: dict, failed: dict | None = None) -> dict:
+    def scored(self, folder: str, levels: dict, skipped: dict, failed: dict | None = None) -> tuple[dict, dict]:
+        """Return what is expected of each task's evaluation, and of the scores of all."""
+        made = {task: self.asked(folder, task, ability, skipped, failed) for task, ability in levels.items()}
+        scores = {"tasks": {task: score for task, (_, score) in made.items()}}
+        expected = self.record(f"{folder}/score/tasks-0badf00d.json", "score", scores)
+        return {task: evaluated for task, (evaluated, _) in made.items()}, expected
+
+    def asked(self, folder: str, task: str, ability: dict, skipped: dict, failed: dict | None) -> tuple[dict, dict]:
         generation = next(g for t, g, _, _ in self.plan.tasks if t == task)
         status = "diverged" if failed else "ok"
         stem = f"{folder}/evaluate/{task}-0badf00d"
@@ -241,11 +246,9 @@ class Maker:
             "kind": "likelihood" if likelihood else "replies", "n": n, "skipped": skipped, "states": {},
             "items_sha256": None if likelihood else records.file_sha256(self.results / f"{stem}.jsonl"),
         }  # fmt: skip
-        result = failed or {"task": task, "generation_id": generation, "items": items, "rules": rules}
-        return {
-            "evaluate": self.record(f"{stem}.json", "evaluate", evaluated, status=status),
-            "score": self.record(f"{folder}/score/{task}-0badf00d.json", "score", result, status=status),
-        }
+        scored = {"status": status, "generation_id": generation, "items": [] if failed else items}
+        scored |= {"rules": {} if failed else rules} | (failed or {})
+        return self.record(f"{stem}.json", "evaluate", evaluated, status=status), scored
 
     def rules(self, task: str, ability: dict) -> dict:
         found = {}

@@ -81,13 +81,17 @@ def run_stages(plan, folder):
     inputs = {"sweep": plan, "record": outputs["record"], "figures": folder / "figures"}
     aggregate.run(settings, {"sweep": plan}, outputs, dict(about))
     figures.run(settings, inputs, {"folder": folder / "figures"}, dict(about))
-    report.run(settings, inputs, {"html": folder / "report.html"}, dict(about))
+    outputs = {"html": folder / "report.html", "record": folder / "report.json"}
+    report.run(settings, inputs, outputs, dict(about))
 
 
 def test_the_stages_make_what_the_command_makes(small, undrawn, tmp_path):
     run_stages(small, tmp_path / "staged")
     assert main([str(small.parents[2])]) == 0
-    assert contents(tmp_path / "staged") == contents(small.parent)
+    made = contents(small.parent)
+    assert records.read(tmp_path / "staged/report.json").about["files"].keys() == made.keys()
+    (tmp_path / "staged/report.json").unlink()
+    assert contents(tmp_path / "staged") == made
 
 
 def test_the_workflow_never_tables_what_does_not_fit(small, tmp_path):

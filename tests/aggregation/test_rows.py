@@ -29,8 +29,8 @@ def test_one_row_for_each_run_state_and_rule(demo):
 
 
 def test_scores_are_those_of_the_records(demo):
-    record = records.read(demo.parents[2] / "runs/tiny-none-lora-rank-2-s0-00000000/score/ppl-demo-0badf00d.json")
-    expected = record.result["rules"]["ppl"]["states"]["trained"]["score"]
+    record = records.read(demo.parents[2] / "runs/tiny-none-lora-rank-2-s0-00000000/score/tasks-0badf00d.json")
+    expected = record.result["tasks"]["ppl-demo"]["rules"]["ppl"]["states"]["trained"]["score"]
     (row,) = [
         row
         for row in read(demo)
@@ -49,17 +49,19 @@ def test_what_diverged_has_a_row_with_its_reason(demo):
 
 
 def test_a_score_that_its_items_do_not_give_is_refused(small):
-    path = next((small.parents[2] / "runs").glob("*-lora-rank-2-s0-*/score/gsm8k-demo-*.json"))
+    path = next((small.parents[2] / "runs").glob("*-lora-rank-2-s0-*/score/tasks-*.json"))
     result = records.read(path).result
-    result["rules"]["strict"]["states"]["trained"]["score"] += 0.5
+    result["tasks"]["gsm8k-demo"]["rules"]["strict"]["states"]["trained"]["score"] += 0.5
     rewrite(path, result=result)
     with pytest.raises(RecordError, match=r"strict, trained: the score .* does not follow from its 60 item scores"):
         read(small)
 
 
 def test_another_generation_than_the_plans_is_refused(small):
-    path = next((small.parents[2] / "runs").glob("*-lora-rank-2-s0-*/score/gsm8k-demo-*.json"))
-    rewrite(path, result=records.read(path).result | {"generation_id": "gsm8k-8shot"})
+    path = next((small.parents[2] / "runs").glob("*-lora-rank-2-s0-*/score/tasks-*.json"))
+    result = records.read(path).result
+    result["tasks"]["gsm8k-demo"]["generation_id"] = "gsm8k-8shot"
+    rewrite(path, result=result)
     with pytest.raises(RecordError, match="scores 'gsm8k-8shot', the plan says 'gsm8k-0shot-demo-v1'"):
         read(small)
 

@@ -12,7 +12,7 @@ def one(plan):
     return next(run for run in rows.collect(sweep.load(plan)) if run.subject.name == RUN)
 
 
-@pytest.mark.parametrize("part", ["train.json", "score/gsm8k-demo-0badf00d.json", "evaluate/gsm8k-demo-0badf00d.json"])
+@pytest.mark.parametrize("part", ["train.json", "score/tasks-0badf00d.json", "evaluate/gsm8k-demo-0badf00d.json"])
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -30,13 +30,13 @@ def test_a_record_that_does_not_fit_the_plan_is_a_missing_one(small, part, chang
     assert reason in said
     assert f"runs/{RUN}-00000000/{part}" in said
     assert str(small.parents[2]) not in said
-    stale = {"gsm8k-demo"} if part != "train.json" else {task for task, *_ in SMALL["tasks"]}
+    stale = {"gsm8k-demo"} if part.startswith("evaluate") else {task for task, *_ in SMALL["tasks"]}
     assert not stale & {score.task for score in one(small).scores}
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: text.replace(b"100.0", b"000.0", 1)])
 def test_a_damaged_record_is_a_missing_one(small, damage):
-    path = small.parents[2] / "runs" / f"{RUN}-00000000/score/gsm8k-demo-0badf00d.json"
+    path = small.parents[2] / "runs" / f"{RUN}-00000000/score/tasks-0badf00d.json"
     path.write_bytes(damage(path.read_bytes()))
     ((status, said),) = one(small).problems()
     assert status == "missing"

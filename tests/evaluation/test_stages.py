@@ -84,11 +84,11 @@ class Place:
     def items(self) -> list[dict]:
         return [json.loads(line) for line in self.outputs["items"].read_text().splitlines()]
 
-    def score(self, task) -> records.Record:
+    def score(self, task) -> dict:
         out = self.folder / "score" / "own.json"
-        inputs = self.outputs | {"data": self.inputs["data"]}
-        score.run({"task": task}, inputs, {"record": out}, {"started": time.time()})
-        return records.read(out, "score")
+        inputs = {"evaluate.own": self.outputs["record"], "data.own": self.inputs["data"]}
+        score.run({"tasks": [task]}, inputs, {"record": out}, {"started": time.time()})
+        return records.read(out, "score").result["tasks"]["own"]
 
 
 @pytest.fixture
@@ -160,11 +160,8 @@ def test_a_failed_run_is_passed_on_to_the_score(place, status):
     record = place.evaluate(WORDS)
     assert (record.status, record.result["reason"], place.items()) == (status, "it went wrong", [])
     scored = place.score(WORDS)
-    assert (scored.status, scored.result["reason"], scored.result["generation_id"]) == (
-        status,
-        "it went wrong",
-        "own-v1",
-    )
+    assert (scored["status"], scored["reason"], scored["generation_id"]) == (status, "it went wrong", "own-v1")
+    assert scored["items"] == []
 
 
 def test_an_adapter_that_computes_no_numbers_ends_as_diverged(place):
@@ -174,6 +171,25 @@ def test_an_adapter_that_computes_no_numbers_ends_as_diverged(place):
         record = place.evaluate(task, ("trained",))
         assert record.status == "diverged"
         assert record.result["reason"].startswith("trained: the model's lo")
+
+
+def test_a_state_that_computes_no_numbers_leaves_the_others_their_scores(place, monkeypatch):
+    place.tuned()
+    asked = iter([[{"item": "own-0", "reply": "#### 0", "tokens": 5, "stop": "eos"}]])
+
+    def items(self, model):
+        if (found := next(asked, None)) is None:
+            raise FloatingPointError("the model's logits are not finite")
+        return found
+
+    monkeypatch.setattr("pipeline.evaluation.generate.Questions.items", items)
+    record = place.evaluate(WORDS)
+    assert record.status == "diverged"
+    assert record.result["reason"] == "merged-original: the model's logits are not finite"
+    assert list(record.result["states"]) == ["trained"]
+    scored = place.score(WORDS)
+    assert (scored["status"], scored["reason"]) == ("diverged", record.result["reason"])
+    assert {label: of["score"] for label, of in scored["rules"]["gsm8k-strict"]["states"].items()} == {"trained": 100.0}
 
 
 def test_scores_come_from_what_was_kept(place):
@@ -188,18 +204,18 @@ def test_scores_come_from_what_was_kept(place):
     record = records.read(place.outputs["record"])
     result = record.result | {"items_sha256": records.file_sha256(place.outputs["items"])}
     records.write(record.path, stage="evaluate", settings={}, result=result, about={})
-    rules = place.score(WORDS).result["rules"]
+    rules = place.score(WORDS)["rules"]
     assert list(rules) == ["gsm8k-flexible", "gsm8k-strict"]
     strict, flexible = rules["gsm8k-strict"]["states"]["base"], rules["gsm8k-flexible"]["states"]["base"]
     assert (strict["per_item"], strict["failures"], strict["truncated"], strict["n"]) == ([100.0, 0.0, 0.0], 2, 1, 3)
     assert (flexible["per_item"], flexible["failures"]) == ([100.0, 0.0, 0.0], 1)
     assert strict["score"] == pytest.approx(100 / 3)
-    assert place.score(WORDS).result["items"] == ["own-0", "own-1", "own-2"]
+    assert place.score(WORDS)["items"] == ["own-0", "own-1", "own-2"]
 
 
 def test_rules_change_without_asking_again(place):
     place.evaluate(WORDS)
-    one = place.score(WORDS | {"scoring": SCORING[:1]}).result["rules"]
+    one = place.score(WORDS | {"scoring": SCORING[:1]})["rules"]
     assert list(one) == ["gsm8k-strict"]
 
 
@@ -211,7 +227,7 @@ def test_perplexity_is_transformers_loss(place, prepared):  # noqa: F811
     ids = torch.tensor([1, *tokenizer.encode("abcdefghijzklmnopqrstuv", add_special_tokens=False)])
     assert (len(place.items()), record.result["dropped_tokens"]) == (len(ids) // 8, len(ids) % 8)
     losses = [model(chunk[None], labels=chunk[None]).loss.item() for chunk in ids[: len(ids) // 8 * 8].view(-1, 8)]
-    got = place.score(TEXTS).result["rules"]["perplexity"]
+    got = place.score(TEXTS)["rules"]["perplexity"]
     assert got["states"]["base"]["score"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
     assert got["aggregate"] == "exp-mean"
     assert place.items()[0]["tokens"] == 7

@@ -27,6 +27,8 @@ def test_file_fits_a_reader(path):
 def test_pipeline_init_holds_only_a_docstring(path):
     if path.parent.name.startswith("snakemake_logger_plugin"):
         return  # Snakemake looks for the plugin's classes there
+    if path.parent.name == "pipeline":
+        return  # the door for Python, which follows no import: tested in tests/models/test_wrap.py
     body = ast.parse(path.read_text()).body
     assert len(body) == 1, f"{where(path)} must hold one docstring and no code: the code digest of every stage reads it"
     assert ast.get_docstring(ast.Module(body, [])), f"{where(path)} says what the room holds in a docstring"

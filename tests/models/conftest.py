@@ -15,6 +15,20 @@ SIZES = {
     "vocab_size": 40, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+GPT2 = {
+    "vocab_size": 40, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FALCON = {key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")}
+KINDS = {
+    "llama": SIZES,
+    "qwen2": SIZES,
+    "gpt2": GPT2,
+    "falcon": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False, "bias": True},
+    "falcon-7b": FALCON | {"multi_query": True, "alibi": False, "bias": False, "parallel_attn": True},
+    "falcon-rw": FALCON | {"multi_query": False, "alibi": True, "bias": True, "parallel_attn": False},
+}
+"""Sizes by architecture; the part of a name behind the hyphen tells variants of one architecture apart."""
 FORMATS = {
     "none": {"_target_": "pipeline.quantization.none.Dense"},
     "nf4": {"_target_": "pipeline.quantization.nf4.NF4", "block_size": 64, "double": False},
@@ -26,7 +40,7 @@ FORMATS = {
 def save_model(folder, kind="llama", tied=True):
     """Save a random model and a tokenizer as save_pretrained does; return the model."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, tie_word_embeddings=tied, **SIZES)
+    config = AutoConfig.for_model(kind.partition("-")[0], tie_word_embeddings=tied, **KINDS[kind])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -53,7 +53,7 @@ def test_every_linear_of_a_block_is_a_site_with_its_role(prepared):
 
 def test_an_unknown_architecture_is_refused_by_name():
     model = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-    with pytest.raises(SettingsError, match="architecture 'vit' is not known; allowed: llama, mistral, qwen2"):
+    with pytest.raises(SettingsError, match="architecture 'vit' is not known; allowed: bert, falcon, gpt2, llama"):
         sites.find(model)
 
 

@@ -194,7 +194,8 @@ def test_a_weight_that_is_not_finite_is_named_and_leaves_nothing(tmp_path):
 
 
 def write_shards(folder, format_, shard_bytes):
-    writer = files.Writer(folder, format_, shard_bytes)
+    writer = files.Writer(folder, format_)
+    writer.shard_bytes = shard_bytes
     weights = {f"layer.{i}": format_.quantize(torch.randn(64, 64)) for i in range(6)}
     for module, weight in weights.items():
         writer.add_quantized(module, weight)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pipeline.core import records
+from pipeline.core.settings import SettingsError
 
 SMALL = "sweep.adapter=[lora,oft] sweep.rank=[2] sweep.block_size=[8] sweep.seed=[0] sweep.quantization=[none]"
 
@@ -41,7 +42,7 @@ ASKED = {"evaluate", "score", "evaluate_base", "score_base"}
         ("task.gsm8k-demo.data.train=100", {"prepare_data", "finetune", "merge", *ASKED}),
         ("evaluation.states=[trained]", {"evaluate", "score"}),
         ("hardware.threads=2", set(RULES) - {"prepare_data"}),
-        ("model.training.steps=7", set(RULES) - {"prepare_data"}),
+        ("model.training.steps=77", set(RULES) - {"prepare_data"}),
         ("tracker.project=x hardware.mem_mb=9 hardware.runtime=9 hardware.gpus=1 report.samples=1", set()),
     ],
 )
@@ -55,6 +56,35 @@ def test_paths_have_the_letters_of_wildcards_and_names_that_people_read(plan):
     assert re.fullmatch(r"demo-none-lora-r2-s0-[0-9a-f]{8}", plan(SMALL).runs[0].folder)
 
 
+@pytest.mark.parametrize(
+    ("always", "setting"),
+    [
+        ("", "training.checkpoint_every=7"),
+        ("", "model.training.checkpoint_every=7"),
+        ("sweep.optimizer=[paged-adamw]", "optimizer.budget_bytes=7"),
+    ],
+)
+def test_what_changes_no_bit_moves_nothing_and_reaches_its_job(plan, always, setting):
+    before, after = plan(f"{SMALL} {always}"), plan(f"{SMALL} {always} {setting}")
+    assert {job.record for job in after.shop.jobs.values()} == {job.record for job in before.shop.jobs.values()}
+    assert after.shop.jobs.keys() == before.shop.jobs.keys()
+    assert after.runs[0].finetune.now == before.runs[0].finetune.now
+    assert sum(f'"{setting.rpartition(".")[2].partition("=")[0]}":7' in j.cfg for j in after.shop.jobs.values()) >= 1
+    assert {**after.expected, "name": "", "overrides": []} == {**before.expected, "name": "", "overrides": []}
+    assert after.table == before.table or always
+
+
+def test_auto_is_the_device_that_the_plan_sees(plan, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    on_cpu = plan(f"{SMALL} hardware.device=auto")
+    assert on_cpu.grid.remarks[-1].startswith("hardware.device=auto: cpu")
+    assert _paths(on_cpu, "finetune") == _paths(plan(SMALL), "finetune")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert _paths(plan(f"{SMALL} hardware.device=auto"), "finetune") == _paths(
+        plan(f"{SMALL} hardware.device=cuda"), "finetune"
+    )
+
+
 def test_no_machine_and_no_resource_in_params(plan):
     texts = [job.cfg for job in plan("hardware.mem_mb=12345").shop.jobs.values()]
     assert not any("12345" in text or str(plan.results.parent) in text for text in texts)
@@ -63,7 +93,7 @@ def test_no_machine_and_no_resource_in_params(plan):
 def test_overrides_have_a_table_of_their_own(plan):
     assert plan().table == plan("tracker.project=x").table == "default"
     assert re.fullmatch(r"default-[0-9a-f]{8}", plan("report.samples=1").table)
-    assert plan("report.samples=1 training.steps=9").table == plan("training.steps=9  report.samples=1").table
+    assert plan("report.samples=1 training.steps=90").table == plan("training.steps=90  report.samples=1").table
 
 
 def test_the_plan_of_the_table_is_short_on_the_command_line_and_whole_in_a_file(plan):
@@ -73,37 +103,99 @@ def test_the_plan_of_the_table_is_short_on_the_command_line_and_whole_in_a_file(
     assert len(found.expected["runs"]) == 140
 
 
-def _finish(plan, jobs, **other):
-    for job in jobs:
-        about = {"code": job.made.code, "upstream": job.made.upstream} | other
-        records.write(plan.root / job.record, stage=job.stage, settings=job.settings, result={}, about=about)
+def _write(plan, job, **other):
+    about = {"code": job.made.code, "upstream": job.made.upstream} | other.pop("about", {})
+    kept = {"stage": job.stage, "settings": job.settings, "result": {}} | other
+    records.write(plan.root / job.record, about=about, **kept)
 
 
-def test_changed_code_is_kept_only_behind_records_that_are_there(plan):
+@pytest.fixture
+def finished(plan):
+    """A plan whose records are all there."""
     found = plan(SMALL)
-    _finish(found, found.shop.jobs.values(), code="code:old")
+    for job in found.shop.jobs.values():
+        _write(found, job)
+    return found
+
+
+def due(plan, **config):
+    return sorted(job.rule for job in plan(SMALL, **config).shop.jobs.values() if job.due)
+
+
+def test_changed_code_is_kept_and_what_is_missing_is_made_by_the_code_of_now(plan, finished):
+    for job in finished.shop.jobs.values():
+        _write(finished, job, about={"code": "code:old"})
     kept = plan(SMALL, code="keep")
     run = kept.runs[0]
     assert run.finetune.made.code == run.merge.made.code == "code:old"
     assert "finetune" in kept.expected["runs"][0]["kept"]
+    assert due(plan, code="keep") == []
     (plan.results / run.finetune.record).unlink()
     run = plan(SMALL, code="keep").runs[0]
     assert run.finetune.made == run.finetune.now
     assert run.merge.made == run.merge.now
+    assert due(plan, code="keep") == ["evaluate"] * 4 + ["finetune", "merge", "score"]
 
 
-def test_retry_counts_in_the_record_of_a_failed_run_alone(plan):
-    found = plan(SMALL)
-    _finish(found, found.shop.jobs.values())
-    job = found.runs[0].finetune
-    about = {"code": job.made.code, "upstream": job.made.upstream}
-    failed = {"stage": job.stage, "settings": job.settings, "result": {"reason": "x"}, "status": "diverged"}
-    records.write(plan.results / job.record, about=about, **failed)
-    assert plan(SMALL).runs[0].finetune.made == job.made
+def test_a_file_that_a_record_names_and_that_is_gone_or_cut_makes_the_job_due(plan, finished):
+    job = finished.runs[0].finetune
+    adapter = (plan.results / job.record).parent / "adapter"
+    adapter.write_bytes(b"12345")
+    _write(finished, job, about={"files": {"adapter": 5}})
+    assert due(plan) == []
+    adapter.write_bytes(b"1234")
+    assert due(plan) == ["evaluate"] * 4 + ["finetune", "merge", "score"]
+    assert plan(SMALL).runs[0].finetune.lost == "adapter has 4 bytes, not 5"
+    adapter.unlink()
+    assert plan(SMALL).why(("finetune", *job.wildcards)) == "adapter is missing"
+    assert plan(SMALL).changed() == []
+    assert plan(SMALL, code="keep").runs[0].finetune.due, "there is nothing to keep"
+
+
+def test_a_deleted_manifest_never_trains_again_unasked(plan, finished):
+    manifest = finished.runs[0].finetune.needs["data"]
+    (plan.results / manifest.record).unlink()
+    with pytest.raises(SettingsError, match=r"2 finished .*\n.*: prepare_data \(its record is missing\)") as caught:
+        plan(SMALL).start()
+    assert "code=keep" in str(caught.value)
+    kept = plan(SMALL, code="keep")
+    assert [job.rule for job in kept.shop.jobs.values() if job.due] == ["prepare_data"]
+    assert kept.lost == [f"{plan.results}/{manifest.record}"]
+    assert kept.expected["runs"][0]["kept"] == [], "the same code makes the same again"
+    assert "finetune" in due(plan, code="rerun")
+
+
+def test_what_stands_on_a_changed_step_is_due(plan, finished):
+    _write(finished, finished.runs[0].evaluate["gsm8k-demo"], about={"code": "code:old"})
+    assert due(plan) == ["evaluate", "score"]
+    assert due(plan, code="keep") == []
+
+
+@pytest.mark.parametrize("part", ["finetune", "merge", "evaluate"])
+def test_retry_counts_in_the_record_of_what_failed_alone(plan, finished, part):
+    job = getattr(finished.runs[0], part)
+    job = job["gsm8k-demo"] if part == "evaluate" else job
+    failed = {"result": {"reason": "x"}, "status": "diverged"}
+    _write(finished, job, **failed)
     again = plan(SMALL, retry="failed")
-    assert again.runs[0].finetune.made.upstream == f"{job.made.upstream}.1"
-    assert again.runs[1].finetune.made == found.runs[1].finetune.made
+
+    def now(found):
+        return found.shop.jobs[job.rule, *job.wildcards].made
+
+    assert now(plan(SMALL)) == job.made
+    assert now(again).upstream == f"{job.made.upstream}.1"
+    assert again.runs[1].finetune.made == finished.runs[1].finetune.made
     assert not again.changed()
-    records.write(plan.results / job.record, about=about | {"upstream": f"{job.made.upstream}.1"}, **failed)
-    assert plan(SMALL).runs[0].finetune.made.upstream == f"{job.made.upstream}.1"
-    assert plan(SMALL, retry="failed").runs[0].finetune.made.upstream == f"{job.made.upstream}.2"
+    assert "score" in due(plan, retry="failed")
+    assert due(plan, retry="failed", code="keep") == due(plan, retry="failed")
+    _write(finished, job, about={"upstream": f"{job.made.upstream}.1"}, **failed)
+    assert now(plan(SMALL)).upstream == f"{job.made.upstream}.1"
+    assert now(plan(SMALL, retry="failed")).upstream == f"{job.made.upstream}.2"
+
+
+def test_a_failure_that_was_passed_on_is_not_tried_by_itself(plan, finished):
+    run = finished.runs[0]
+    for job in (run.finetune, run.merge):
+        _write(finished, job, result={"reason": "x"}, status="diverged")
+    again = plan(SMALL, retry="failed").runs[0]
+    assert (again.finetune.retried, again.merge.retried, again.merge.due) == (True, False, True)

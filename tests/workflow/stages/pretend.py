@@ -20,7 +20,10 @@ def record(stage: str, settings: dict[str, Any], inputs: dict[str, Path], output
     before = [records.read(path) for name, path in sorted(inputs.items()) if path.suffix == ".json"]
     status = "diverged" if here and what == "diverge" else next((r.status for r in before if r.status != "ok"), "ok")
     result = {"made_of": digest([settings, [one.result for one in before]], 16)}
-    if "items" in outputs:
-        outputs["items"].write_text("{}\n")
-    about = provenance.about(about.pop("started"), **about)
+    made = [outputs["items"]] if "items" in outputs else []
+    if stage == "finetune" and status == "ok":
+        made = [outputs["record"].parent / "adapter"]
+    for path in made:
+        path.write_text(f"{outputs['record']}\n")
+    about = provenance.about(about.pop("started"), files=records.sizes(outputs["record"], made), **about)
     records.write(outputs["record"], stage=stage, settings=settings, result=result, about=about, status=status)

@@ -1,0 +1,56 @@
+"""What is said of a trained update: the directions that it uses, and the angles that it turns by."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.adapters.spectrum import effective_rank, rotation_angles
+from pipeline.quantization.none import Dense
+from tests.adapters import tiny
+
+every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_effective_rank_is_the_entropy_of_the_whole_product_s_singular_values(seed):
+    draw = torch.Generator().manual_seed(seed)
+    A_RI, B_OR = torch.randn(4, 30, generator=draw), torch.randn(20, 4, generator=draw)
+    share = torch.linalg.svdvals((B_OR @ A_RI).double())
+    share = share[share > 1e-4] / share.sum()
+    assert effective_rank(A_RI, B_OR) == pytest.approx(math.exp(-(share * share.log()).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("B", "expected"), [(torch.eye(6, 3), 3.0), (torch.zeros(6, 3), 0.0)])
+def test_effective_rank_of_equal_directions_and_of_none(B, expected):
+    assert effective_rank(torch.eye(3, 5), B) == pytest.approx(expected)
+
+
+def test_effective_rank_of_one_direction_is_one_whatever_the_rank():
+    assert effective_rank(torch.ones(4, 5), torch.ones(3, 4)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_angles_are_those_that_each_plane_is_turned_by():
+    def turn(degrees):
+        cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        return torch.tensor([[cosine, sine], [-sine, cosine]], dtype=torch.float64)
+
+    rotation_NCC = torch.stack([torch.block_diag(turn(a), turn(b)) for a, b in ((0, 5), (5, 120))])
+    assert rotation_angles(rotation_NCC) == {"p50": 5.0, "p90": 120.0, "p99": 120.0, "max": 120.0}
+    assert rotation_angles(torch.eye(3)[None]) == dict.fromkeys(("p50", "p90", "p99", "max"), 0.0)
+
+
+@every_adapter
+def test_every_method_of_a_family_says_what_it_is_of_every_site(adapter):
+    method = tiny.place(tiny.settings(adapter), tiny.base(Dense()))
+    tiny.shake(method)
+    found = method.insight()
+    for key, family in (("effective_rank", "delta_OI"), ("rotation_angle", "rotation_NCC")):
+        update = next(iter(method.export().values())).update()
+        if key in found:
+            assert set(found[key]) == {site.name for site in method.export()}
+        elif update is not None and adapter.stem not in ("full", "last-layers"):  # they have no factors
+            assert getattr(update, family) is None
+    for site, rank in found.get("effective_rank", {}).items():
+        assert 1 < rank <= len(next(layer for at, layer in method.export().items() if at.name == site).A_RI)
+    assert all(0 < angle["p50"] <= angle["max"] <= 180 for angle in found.get("rotation_angle", {}).values())
