@@ -41,7 +41,7 @@ def read_layers(sweep: Sweep) -> list[StoredBase]:
         if not any(row.get("relative_error") for row in made.result["layers"]):
             continue
         path = (sweep.results / expected.path).with_name(SENSITIVITY)
-        measured = records.read(path, "sensitivity").result if path.exists() else {"base": None}
+        measured: dict[str, Any] = records.read(path, "sensitivity").result if path.exists() else {"base": None}
         if measured["base"] != digest(made.result, 64):  # of no base, or of another one that lay here before
             found.append(StoredBase(base.name, made.result["layers"], None))
             continue

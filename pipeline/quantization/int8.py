@@ -130,4 +130,4 @@ def integer_product(code_MI: Tensor, code_OI: Tensor) -> Tensor:
         more_M, more_I, more_O = max(-M % 8, 24 - M), -I % 8, -O % 8
         code_MI = nn.functional.pad(code_MI, (0, more_I, 0, more_M))
         code_OI = nn.functional.pad(code_OI, (0, more_I, 0, more_O)) if more_I or more_O else code_OI
-    return torch._int_mm(code_MI, code_OI.T)[:M, :O]
+    return torch.ops.aten._int_mm(code_MI, code_OI.T)[:M, :O]
