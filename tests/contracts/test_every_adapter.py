@@ -22,7 +22,22 @@ CLOSE = 1e-5
 
 every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
 every_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda path: path.stem)
-every_seed = pytest.mark.parametrize("seed", SEEDS)
+
+
+def crossed(*axes):
+    """Every combination of the axes and seeds; all but one seed of each are slow, and neighbors have other seeds."""
+    found = []
+    for chosen in itertools.product(*map(enumerate, axes), SEEDS):
+        *places, seed = chosen
+        name = "-".join([*(value.stem for _, value in places), str(seed)])
+        fast = (sum(index for index, _ in places) + seed) % len(SEEDS) == 0
+        marks = [] if fast else [pytest.mark.slow]
+        found.append(pytest.param(*(value for _, value in places), seed, id=name, marks=marks))
+    return found
+
+
+every_adapter_and_seed = pytest.mark.parametrize(("adapter", "seed"), crossed(tiny.ADAPTERS))
+every_adapter_format_and_seed = pytest.mark.parametrize(("adapter", "format_", "seed"), crossed(tiny.ADAPTERS, FORMATS))
 
 
 def on_base(adapter, format_=FORMATS[0], seed=0):
@@ -70,9 +85,7 @@ def test_settings_say_what_they_are(adapter):
         build(settings.node() | {"roles": []})
 
 
-@every_seed
-@every_format
-@every_adapter
+@every_adapter_format_and_seed
 def test_starts_as_it_says(adapter, format_, seed):
     base, method = on_base(adapter, format_, seed)
     kind, why = method.start
@@ -90,9 +103,7 @@ def test_starts_as_it_says(adapter, format_, seed):
             assert kind != "near" or difference < 0.05
 
 
-@every_seed
-@every_format
-@every_adapter
+@every_adapter_format_and_seed
 def test_merged_is_unmerged_at_every_point(adapter, format_, seed):
     base, method = on_base(adapter, format_, seed)
     base.detach()
@@ -135,8 +146,7 @@ def test_training_moves_the_method_and_nothing_else(adapter, format_):
     assert method.insight() == method.insight()
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_every_gradient_is_whole_before_clipping(adapter, seed):
     base, method = on_base(adapter, seed=seed)
     tiny.shake(method, seed)
@@ -151,8 +161,7 @@ def test_every_gradient_is_whole_before_clipping(adapter, seed):
     assert all(parameter.grad.abs().max() > 0 for parameter in grouped)
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_accumulated_parts_are_one_step(adapter, seed):
     ends = []
     for count in (1, 4):
@@ -163,8 +172,7 @@ def test_accumulated_parts_are_one_step(adapter, seed):
     assert (ends[0] - ends[1]).abs().max() < 1e-6  # measured on 2026-11-21: at most 1.6e-7
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_killed_and_resumed_is_undisturbed(adapter, seed):
     def fresh():
         base, method = on_base(adapter, seed=seed)
@@ -198,8 +206,7 @@ def test_a_seed_repeats_and_another_differs(adapter):
     assert not torch.equal(ends[0], ends[2])
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_what_a_mask_freezes_stays_and_the_rest_moves(adapter, seed):
     base, method = on_base(adapter, seed=seed)
     moves = tiny.optimizer(method)

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from tests.workflow.test_reruns import OFT, TABLE, runs, scored_again
+from tests.workflow.test_reruns import OFT, TABLE, scored_again
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
