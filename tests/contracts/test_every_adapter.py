@@ -22,22 +22,10 @@ CLOSE = 1e-5
 
 every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
 every_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda path: path.stem)
-
-
-def crossed(*axes):
-    """Every combination of the axes and seeds; all but one seed of each are slow, and neighbors have other seeds."""
-    found = []
-    for chosen in itertools.product(*map(enumerate, axes), SEEDS):
-        *places, seed = chosen
-        name = "-".join([*(value.stem for _, value in places), str(seed)])
-        fast = (sum(index for index, _ in places) + seed) % len(SEEDS) == 0
-        marks = [] if fast else [pytest.mark.slow]
-        found.append(pytest.param(*(value for _, value in places), seed, id=name, marks=marks))
-    return found
-
-
-every_adapter_and_seed = pytest.mark.parametrize(("adapter", "seed"), crossed(tiny.ADAPTERS))
-every_adapter_format_and_seed = pytest.mark.parametrize(("adapter", "format_", "seed"), crossed(tiny.ADAPTERS, FORMATS))
+every_adapter_and_seed = pytest.mark.parametrize(("adapter", "seed"), tiny.crossed(SEEDS, tiny.ADAPTERS))
+every_adapter_format_and_seed = pytest.mark.parametrize(
+    ("adapter", "format_", "seed"), tiny.crossed(SEEDS, tiny.ADAPTERS, FORMATS)
+)
 
 
 def on_base(adapter, format_=FORMATS[0], seed=0):
