@@ -15,13 +15,10 @@ rule evaluate:
         mem_mb=PLAN.hardware["mem_mb"],
         runtime=PLAN.hardware["runtime"],
     params:
-        cfg=PLAN.cfg("evaluate"),
-        code=PLAN.code("evaluate"),
-        upstream=PLAN.upstream("evaluate"),
-        inputs=PLAN.inputs("evaluate"),
+        arguments=PLAN.arguments("evaluate"),
     shell:
-        "python -m pipeline evaluate --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} items={output.replies:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline evaluate --gpus {resources.gpu} {params.arguments}"
+        " --output record={output.record:q} items={output.replies:q} > {log:q} 2>&1"
 
 
 rule evaluate_base:
@@ -41,13 +38,10 @@ rule evaluate_base:
         mem_mb=PLAN.hardware["mem_mb"],
         runtime=PLAN.hardware["runtime"],
     params:
-        cfg=PLAN.cfg("evaluate_base"),
-        code=PLAN.code("evaluate_base"),
-        upstream=PLAN.upstream("evaluate_base"),
-        inputs=PLAN.inputs("evaluate_base"),
+        arguments=PLAN.arguments("evaluate_base"),
     shell:
-        "python -m pipeline evaluate --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} items={output.replies:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline evaluate --gpus {resources.gpu} {params.arguments}"
+        " --output record={output.record:q} items={output.replies:q} > {log:q} 2>&1"
 
 
 rule score:
@@ -61,13 +55,9 @@ rule score:
     conda:
         "../environment.yml"
     params:
-        cfg=PLAN.cfg("score"),
-        code=PLAN.code("score"),
-        upstream=PLAN.upstream("score"),
-        inputs=PLAN.inputs("score"),
+        arguments=PLAN.arguments("score"),
     shell:
-        "python -m pipeline score --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline score {params.arguments}" " --output record={output.record:q} > {log:q} 2>&1"
 
 
 rule score_base:
@@ -81,10 +71,6 @@ rule score_base:
     conda:
         "../environment.yml"
     params:
-        cfg=PLAN.cfg("score_base"),
-        code=PLAN.code("score_base"),
-        upstream=PLAN.upstream("score_base"),
-        inputs=PLAN.inputs("score_base"),
+        arguments=PLAN.arguments("score_base"),
     shell:
-        "python -m pipeline score --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline score {params.arguments}" " --output record={output.record:q} > {log:q} 2>&1"

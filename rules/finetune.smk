@@ -14,13 +14,10 @@ rule finetune:
         mem_mb=PLAN.hardware["mem_mb"],
         runtime=PLAN.hardware["runtime"],
     params:
-        cfg=PLAN.cfg("finetune"),
-        code=PLAN.code("finetune"),
-        upstream=PLAN.upstream("finetune"),
-        inputs=PLAN.inputs("finetune"),
+        arguments=PLAN.arguments("finetune"),
     shell:
-        "python -m pipeline finetune --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline finetune --gpus {resources.gpu} {params.arguments}"
+        " --output record={output.record:q} > {log:q} 2>&1"
 
 
 rule merge:
@@ -39,10 +36,7 @@ rule merge:
         mem_mb=PLAN.hardware["mem_mb"],
         runtime=PLAN.hardware["runtime"],
     params:
-        cfg=PLAN.cfg("merge"),
-        code=PLAN.code("merge"),
-        upstream=PLAN.upstream("merge"),
-        inputs=PLAN.inputs("merge"),
+        arguments=PLAN.arguments("merge"),
     shell:
-        "python -m pipeline merge --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline merge --gpus {resources.gpu} {params.arguments}"
+        " --output record={output.record:q} > {log:q} 2>&1"

@@ -14,12 +14,10 @@ rule prepare_model:
         mem_mb=PLAN.hardware["mem_mb"],
         runtime=PLAN.hardware["runtime"],
     params:
-        cfg=PLAN.cfg("prepare_model"),
-        code=PLAN.code("prepare_model"),
-        upstream=PLAN.upstream("prepare_model"),
+        arguments=PLAN.arguments("prepare_model"),
     shell:
-        "python -m pipeline prepare_model --gpus {resources.gpu} --config {params.cfg:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline prepare_model --gpus {resources.gpu} {params.arguments}"
+        " --output record={output.record:q} > {log:q} 2>&1"
 
 
 rule prepare_data:
@@ -33,12 +31,9 @@ rule prepare_data:
     conda:
         "../environment.yml"
     params:
-        cfg=PLAN.cfg("prepare_data"),
-        code=PLAN.code("prepare_data"),
-        upstream=PLAN.upstream("prepare_data"),
+        arguments=PLAN.arguments("prepare_data"),
     shell:
-        "python -m pipeline prepare_data --config {params.cfg:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline prepare_data {params.arguments}" " --output record={output.record:q} > {log:q} 2>&1"
 
 
 rule quantize_base:
@@ -57,10 +52,7 @@ rule quantize_base:
         mem_mb=PLAN.hardware["mem_mb"],
         runtime=PLAN.hardware["runtime"],
     params:
-        cfg=PLAN.cfg("quantize_base"),
-        code=PLAN.code("quantize_base"),
-        upstream=PLAN.upstream("quantize_base"),
-        inputs=PLAN.inputs("quantize_base"),
+        arguments=PLAN.arguments("quantize_base"),
     shell:
-        "python -m pipeline quantize_base --gpus {resources.gpu} --config {params.cfg:q} --input {params.inputs:q}"
-        " --output record={output.record:q} --code {params.code} --upstream {params.upstream} > {log:q} 2>&1"
+        "python -m pipeline quantize_base --gpus {resources.gpu} {params.arguments}"
+        " --output record={output.record:q} > {log:q} 2>&1"

@@ -1,7 +1,7 @@
 rule plan:
     """Write down what the table must hold: its runs, their settings, and where each record lies."""
     input:
-        PLAN.due_of_plan,
+        PLAN.due_of_table("sweep.json"),
     output:
         sweep="results/tables/{table}/sweep.json",
     log:
@@ -22,7 +22,7 @@ rule plan:
 rule aggregate:
     """Hold every record against the plan, and make the tables."""
     input:
-        PLAN.due_of_table,
+        PLAN.due_of_table("aggregate.json"),
         sweep=PLAN.of_table("results/tables/{table}/sweep.json"),
         scores=PLAN.scores,
     output:

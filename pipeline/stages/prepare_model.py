@@ -28,17 +28,18 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
         "files": manifest_files(folder),
         "parameters": sum(weights.elements(name) for name in weights.names()),
     }
-    _check_unchanged(settings.get("files", {}), result["files"])
+    _check_unchanged(settings.get("files", {}), source, result["files"])
     made = records.sizes(record, [folder / name for name in result["files"]])
     about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), files=made, **about)
     records.write(record, stage="prepare_model", settings=settings, result=result, about=about)
     Checkpoints(record.parent / "checkpoints", {}).clear()
 
 
-def _check_unchanged(planned: dict[str, str], found: dict[str, str]) -> None:
-    """Refuse local files that are not the ones that the plan has seen, by their hashes."""
+def _check_unchanged(planned: dict[str, str], source: Source, made: dict[str, str]) -> None:
+    """Refuse local files that are not the ones that the plan has seen, by their hashes; `made` has some already."""
     seen = {Path(path).name: sha256 for path, sha256 in planned.items()}
-    if seen and (changed := sorted(name for name in seen | found if seen.get(name) != found.get(name))):
+    found = {file.name: made.get(file.name) or records.file_sha256(file) for file in source.files()} if seen else {}
+    if changed := sorted(name for name in seen | found if seen.get(name) != found.get(name)):
         raise records.RecordError(
-            f"model.path: {', '.join(changed)} changed, came or went after the run was planned. Run the workflow again."
+            f"model: {', '.join(changed)} changed, came or went after the run was planned. Run the workflow again."
         )

@@ -99,12 +99,12 @@ class Checks:
         return self._answers[text]["said"]
 
     def files(self, model: Mapping[str, Any]) -> dict[str, str]:
-        """Return the local files that a model is made of, with their SHA-256; none if it is not a local one.
+        """Return the local files that a model is made of, with their SHA-256.
 
         Raises:
             SettingsError: there is no such folder.
         """
-        paths = parse(Local, model, "model").files() if _is_local(model) else []
+        paths = parse(Local, model, "model").files() if _is_local(model) else self.check(model, "model").paths
         return {str(path): self.sha256(str(path)) for path in paths}
 
     def present(self, told: str) -> None:

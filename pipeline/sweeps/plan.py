@@ -1,5 +1,6 @@
 """What the Snakefile asks: the jobs of a sweep, each rule's params, and what the sweep's table must hold."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from pipeline.sweeps.checks import checks
 from pipeline.sweeps.compose import asked, parsed
 from pipeline.sweeps.expected import expected
 from pipeline.sweeps.grid import Grid, expand
-from pipeline.sweeps.jobs import BaseAlone, Job, Made, Run, Workshop, missing, read_made
+from pipeline.sweeps.jobs import BaseAlone, Job, Made, Run, missing, read_made
 from pipeline.sweeps.nodes import Node
 from pipeline.sweeps.reasons import Reasons
 from pipeline.sweeps.settings import Request
+from pipeline.sweeps.workshop import Workshop
 
 T = TypeVar("T")
 Asked = Callable[[Any], T]
@@ -52,8 +54,9 @@ def load(
         fit.check(grid, checked)
         shop = Workshop(grid, checked, root, request)
         runs = [shop.run(point) for point in grid.points]
-        bases = {shop.base(point).wildcards: shop.base_alone(point) for point in grid.points}
-    return Plan(request, grid, runs, list(bases.values()), shop, root, memory, ancient)
+        bases = {shop.base(point).record: point for point in reversed(grid.points)}  # the first of each
+        alone = [shop.base_alone(bases[record]) for record in dict.fromkeys(shop.base(p).record for p in grid.points)]
+    return Plan(request, grid, runs, alone, shop, root, memory, ancient)
 
 
 def _asked(answer: Asked[T]) -> Asked[T]:
@@ -87,21 +90,6 @@ class Plan:
                 "`snakemake -n` lists its runs."
             ) from None
 
-    def cfg(self, rule: str) -> Asked[str]:
-        """`params: cfg=`, the slice of settings as one canonical text (Snakemake compares params without names)."""
-        return _asked(lambda wildcards: self.job(rule, wildcards).cfg)
-
-    def code(self, rule: str) -> Asked[str]:
-        """`params: code=`, the digest of the code that the job loads."""
-        return _asked(lambda wildcards: self.job(rule, wildcards).made.code)
-
-    def upstream(self, rule: str) -> Asked[str]:
-        """`params: upstream=`, the digest of settings and code of all earlier steps.
-
-        Without it, Snakemake takes old files behind a failed and deleted one for good, and mixes them into a table.
-        """
-        return _asked(lambda wildcards: self.job(rule, wildcards).made.upstream)
-
     def needs(self, rule: str) -> Asked[list[str]]:
         """`input:`, the records of the earlier steps; whether the job runs does not depend on their age.
 
@@ -118,12 +106,19 @@ class Plan:
     def _paths(self, jobs: Iterable[Job]) -> list[str]:
         return [f"{self.root}/{job.record}" for job in jobs]
 
-    def inputs(self, rule: str) -> Asked[list[str]]:
-        """`params: inputs=`, name=path of each earlier step's record."""
-        return _asked(lambda wildcards: self._inputs(self.job(rule, wildcards)))
+    def arguments(self, rule: str) -> Asked[str]:
+        """`params:`, what the stage is told, as words of a command line.
 
-    def _inputs(self, job: Job) -> list[str]:
-        return [f"{name}={self.root}/{need.record}" for name, need in job.needs.items()]
+        The slice of settings, each earlier step's record, and the digests of the code that the job loads and of all
+        that comes before it, for its record.
+        """
+        return _asked(lambda wildcards: self._arguments(self.job(rule, wildcards)))
+
+    def _arguments(self, job: Job) -> str:
+        inputs = [f"{name}={self.root}/{need.record}" for name, need in job.needs.items()]
+        made = job.made
+        words = ["--config", job.cfg, "--input", *inputs, "--code", made.code, "--upstream", made.upstream]
+        return " ".join(map(shlex.quote, words))
 
     def threads(self, rule: str) -> Asked[int]:
         """`threads:`, those of the model's own builder where it has a say, else of the hardware."""
@@ -167,24 +162,23 @@ class Plan:
     @cached_property
     def table_due(self) -> bool:
         """Whether the table must be made anew: something in it is, or one of its files is not as it was made."""
-        folder = self.root / "tables" / self.table
-        last = read_made(folder / "report.json")
-        if last is None or last != Made(self.table_code("report"), self.table_upstream) or missing(folder, last):
+        last = read_made(self._folder / "report.json")
+        if last is None or last != Made(self.table_code("report"), self.table_upstream) or missing(self._folder, last):
             return True
-        return bool(self.due_of_plan) or any(job.due for job in self.shop.jobs.values())
+        return self._plan_due or any(job.due for job in self.shop.jobs.values())
 
     @cached_property
-    def due_of_plan(self) -> list[str]:
-        """`input:` of the table's plan: newer than what is there, if that was made otherwise."""
-        plan = self.root / "tables" / self.table / "sweep.json"
-        made = Made(self.table_code("plan"), self.table_upstream)
-        return [str(self.due)] if plan.exists() and read_made(plan) != made else []
+    def _plan_due(self) -> bool:
+        return read_made(self._folder / "sweep.json") != Made(self.table_code("plan"), self.table_upstream)
 
-    @cached_property
-    def due_of_table(self) -> list[str]:
-        """`input:` of the tables: newer than what is there, if that must be made anew."""
-        made = (self.root / "tables" / self.table / "aggregate.json").exists()
-        return [str(self.due)] if self.table_due and made else []
+    @property
+    def _folder(self) -> Path:
+        return self.root / "tables" / self.table
+
+    def due_of_table(self, record: str) -> list[str]:
+        """`input:` of the table's plan and of the tables: newer than what is there, if that must be made anew."""
+        due = self._plan_due if record == "sweep.json" else self.table_due
+        return [str(self.due)] if due and (self._folder / record).exists() else []
 
     @property
     def due(self) -> Path:

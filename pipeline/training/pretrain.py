@@ -60,6 +60,9 @@ class Build(Source):
         """Return the files of the corpus."""
         return self.corpus.paths()
 
+    def files(self) -> list[Path]:
+        return self.paths()
+
     def shape(self) -> dict[str, Any]:
         """Return the config without its vocabulary, which the corpus decides."""
         return {"model_type": self.architecture, **self.config}

@@ -1,5 +1,7 @@
 """MEFT: a reversible stack whose gradients are autograd's, whose memory is flat in depth, whose limits are said."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn

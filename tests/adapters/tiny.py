@@ -1,8 +1,11 @@
 """A tiny Llama whose linear layers are places, and batches for it: enough model to train an adapter in a second."""
 
+import itertools
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
@@ -27,6 +30,18 @@ ADAPTERS = sorted((ROOT / "conf" / "adapter").glob("*.yaml"))
 VOCABULARY, ROWS, TIME, LAYERS = 48, 4, 12, 2
 TOTAL_STEPS = 12
 """Short, yet long enough for methods that follow a schedule to warm up, prune and cool."""
+
+
+def crossed(seeds: range, *axes: list[Path], quick: bool = True) -> list[Any]:
+    """Every combination of axes and seeds; all, or all but one seed of each, are slow. Neighbors have other seeds."""
+    found = []
+    for chosen in itertools.product(*map(enumerate, axes), seeds):
+        *places, seed = chosen
+        name = "-".join([*(value.stem for _, value in places), str(seed)])
+        fast = quick and (sum(index for index, _ in places) + seed) % len(seeds) == 0
+        marks = [] if fast else [pytest.mark.slow]
+        found.append(pytest.param(*(value for _, value in places), seed, id=name, marks=marks))
+    return found
 
 
 def settings(path: Path) -> Settings:

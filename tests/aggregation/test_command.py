@@ -54,7 +54,9 @@ def test_a_partial_table_never_takes_the_place_of_the_whole_one(small, undrawn, 
     results = small.parents[2]
     assert main([str(results)]) == 0
     whole = contents(small.parent)
-    next((results / "runs").glob("*-lora-rank-2-s1-*/train.json")).unlink()
+    record = next((results / "runs").glob("*-lora-rank-2-s1-*/train.json"))
+    trained = record.read_bytes()
+    record.unlink()
     assert main([str(results)]) == 3
     assert "1 record is missing or does not fit:\n  tiny-nf4-double-lora-rank-2-s1" in capsys.readouterr().out
     assert main([str(results), "--partial"]) == 0
@@ -64,6 +66,9 @@ def test_a_partial_table_never_takes_the_place_of_the_whole_one(small, undrawn, 
         f"partial/{name}" for name in sorted(whole)
     ]
     assert "Partial table:" in (small.parent / "partial/report.html").read_text()
+    record.write_bytes(trained)
+    assert main([str(results)]) == 0
+    assert contents(small.parent) == whole, "and it goes with the complete one"
 
 
 def test_a_sweep_that_is_not_there_is_named(small):

@@ -27,18 +27,20 @@ ROUNDED = 0.05
 """The same where a format rounds inputs and a merged dense weight does not. Measured on 2026-11-21: at most 0.035."""
 
 every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
-every_seed = pytest.mark.parametrize("seed", SEEDS)
+every_adapter_and_seed = pytest.mark.parametrize(("adapter", "seed"), tiny.crossed(SEEDS, tiny.ADAPTERS))
 
 
-def case(path, *seed):
-    """A format, with a seed or without; what is not in the quick loop is slow."""
-    marks = () if path.stem in QUICK else pytest.mark.slow
-    return pytest.param(path, *seed, id="-".join([path.stem, *map(str, seed)]), marks=marks)
+def slow(path):
+    return pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
 
 
-every_format = pytest.mark.parametrize("format_", [case(path) for path in FORMATS])
-every_format_and_seed = pytest.mark.parametrize(
-    ("format_", "seed"), [case(path, seed) for path in FORMATS for seed in (SEEDS if path.stem in QUICK else [0])]
+every_format = pytest.mark.parametrize("format_", [slow(path) for path in FORMATS])
+every_adapter_format_and_seed = pytest.mark.parametrize(
+    ("adapter", "format_", "seed"),
+    [
+        *tiny.crossed(SEEDS, tiny.ADAPTERS, [path for path in FORMATS if path.stem in QUICK]),
+        *tiny.crossed(range(1), tiny.ADAPTERS, [path for path in FORMATS if path.stem not in QUICK], quick=False),
+    ],
 )
 
 
@@ -87,8 +89,7 @@ def test_settings_say_what_they_are(adapter):
         build(settings.node() | {"roles": []})
 
 
-@every_format_and_seed
-@every_adapter
+@every_adapter_format_and_seed
 def test_starts_as_it_says(adapter, format_, seed):
     base, method = on_base(adapter, format_, seed)
     kind, why = method.start
@@ -108,8 +109,7 @@ def test_starts_as_it_says(adapter, format_, seed):
             assert kind != "near" or difference < 0.05
 
 
-@every_format_and_seed
-@every_adapter
+@every_adapter_format_and_seed
 def test_merged_is_unmerged_at_every_point(adapter, format_, seed):
     base, method = on_base(adapter, format_, seed)
     base.detach()
@@ -152,8 +152,7 @@ def test_training_moves_the_method_and_nothing_else(adapter, format_):
     assert method.insight() == method.insight()
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_every_gradient_is_whole_before_clipping(adapter, seed):
     base, method = on_base(adapter, seed=seed)
     tiny.shake(method, seed)
@@ -168,8 +167,7 @@ def test_every_gradient_is_whole_before_clipping(adapter, seed):
     assert all(parameter.grad.abs().max() > 0 for parameter in grouped)
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_accumulated_parts_are_one_step(adapter, seed):
     ends = []
     for count in (1, 4):
@@ -180,8 +178,7 @@ def test_accumulated_parts_are_one_step(adapter, seed):
     assert (ends[0] - ends[1]).abs().max() < 1e-6  # measured on 2026-11-21: at most 1.6e-7
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_killed_and_resumed_is_undisturbed(adapter, seed):
     def fresh():
         base, method = on_base(adapter, seed=seed)
@@ -215,8 +212,7 @@ def test_a_seed_repeats_and_another_differs(adapter):
     assert not torch.equal(ends[0], ends[2])
 
 
-@every_seed
-@every_adapter
+@every_adapter_and_seed
 def test_what_a_mask_freezes_stays_and_the_rest_moves(adapter, seed):
     base, method = on_base(adapter, seed=seed)
     moves = tiny.optimizer(method)

@@ -1,5 +1,6 @@
 """The real workflow from the command line, and the commands of its jobs as it prints them."""
 
+import itertools
 import os
 import shlex
 import shutil
@@ -53,6 +54,11 @@ def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def after(flag: str, words: list[str]) -> list[str]:
+    """Return the words that belong to one flag of a command."""
+    return list(itertools.takewhile(lambda word: not word.startswith("--"), words[words.index(flag) + 1 :]))
+
+
 def jobs(folder: Path, *config: str) -> list[Job]:
     """Return every job of the sweep, read from what `snakemake -n -p` prints."""
     done = snakemake(folder, "-n", "-F", "-p", "--workflow-profile", "none", "--config", *config)
@@ -62,7 +68,7 @@ def jobs(folder: Path, *config: str) -> list[Job]:
         _, pasted, rest = line.partition("python -m pipeline ")
         if pasted:
             words = shlex.split(rest.rpartition(" > ")[0])
-            pairs = dict(word.split("=", 1) for word in words[words.index("--output") + 1 : words.index("--code")])
+            pairs = dict(word.split("=", 1) for word in after("--output", words))
             found.append(Job(words[0], words, {name: Path(path) for name, path in pairs.items()}))
     assert found, done.stdout
     return found

@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from pipeline.core import records
+from tests.e2e.jobs import after
 
 HARM = {
     "cut short": lambda data: data[: len(data) // 2],
@@ -19,8 +20,7 @@ def harm(request):
 
 def upstream(one, name):
     """The path that the job's command calls `name` among its inputs."""
-    inputs = one.command[one.command.index("--input") + 1 : one.command.index("--output")]
-    return dict(word.split("=", 1) for word in inputs)[name]
+    return dict(word.split("=", 1) for word in after("--input", one.command))[name]
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_damaged_input_is_named(stage, name, pattern, harm, copy, job, lab):
     assert not (copy / one.outputs["record"]).exists()
 
 
-@pytest.mark.parametrize(("name", "pattern"), [("items", "*.jsonl"), ("record", "*.json")])
-def test_damaged_replies_are_named(name, pattern, harm, copy, job, lab):
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_damaged_replies_are_named(suffix, harm, copy, job, lab):
     one = job("score")
-    path = copy / upstream(one, name)
+    path = (copy / upstream(one, "evaluate.gsm8k-demo")).with_suffix(suffix)
     one.clear(copy)
     harm(path)
     done = lab.run(one.command, copy)

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.core.settings import SettingsError
+from pipeline.sweeps import grid
 
 WRONG = {
     "adapter=lroa": "adapter: there is no adapter 'lroa'. Did you mean 'lora'? Allowed: ada",
@@ -90,6 +91,19 @@ def test_two_points_of_one_name(plan):
     overrides = "sweep.model=[demo,local] model.name=demo model.path=/somewhere"
     with pytest.raises(SettingsError, match=r"two points have the one name 'demo-none-lora-r2-s0' and differ in"):
         plan(overrides)
+
+
+def test_a_sweep_that_calls_itself_otherwise_than_its_file(plan, monkeypatch):
+    def composed(choices):
+        node = grid_composed(choices)
+        return node | {"sweep": node["sweep"] | {"name": "other"}}
+
+    grid_composed = grid.composed
+    monkeypatch.setattr(grid, "composed", composed)
+    with pytest.raises(
+        SettingsError, match=r"sweep\.name: conf/sweep/default\.yaml says 'other'\. Write name: default"
+    ):
+        plan()
 
 
 def test_too_many_gpus_for_this_machine(plan):
