@@ -1,7 +1,7 @@
 """`python -m pipeline STAGE --config JSON --input name=path ... --output name=path ...`, or a command on results.
 
 Every line that Snakemake prints with -p can be pasted into a shell.
-Commands: table, learning-rates, runs, explain, diff, gc.
+Commands: table, learning-rates, runs, explain, diff, gc, sync.
 """
 
 import argparse
@@ -14,6 +14,7 @@ COMMANDS = {
     "table": ("pipeline.aggregation.command", "main"),
     "learning-rates": ("pipeline.aggregation.learning_rates", "main"),
     **{name: ("pipeline.sweeps.command", name) for name in ("runs", "explain", "diff", "gc")},
+    "sync": ("pipeline.tracking.sync", "main"),
 }
 STAGES = sorted(file.stem for file in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
 

@@ -14,7 +14,7 @@ from pipeline.core.group import Group
 from pipeline.core.settings import SettingsError
 from pipeline.optimizers.adamw import AdamW, check_float32
 from pipeline.optimizers.base import Optimizer, check_state
-from pipeline.optimizers.paged import on_device, refuse_masks
+from pipeline.optimizers.paged import NOTHING_PAGED, on_device, refuse_masks
 
 
 class LibraryAdamW8bit(AdamW):
@@ -35,7 +35,7 @@ class LibraryOptimizer(Optimizer):
         super().__init__(groups)
         for parameter in self.parameters:
             check_float32(parameter)
-        self._groups = groups
+        self._groups, self._wanted = groups, settings.paged
         self._library = _library().optim.AdamW8bit(
             [{"params": g.parameters, "weight_decay": settings.weight_decay * g.decay} for g in groups],
             betas=settings.betas,
@@ -52,6 +52,12 @@ class LibraryOptimizer(Optimizer):
         for group, theirs in zip(self._groups, self._library.param_groups, strict=True):
             theirs["lr"] = lr * group.lr_scale
         self._library.step()
+
+    def about(self) -> dict[str, Any]:
+        """Return whether its states are paged; the driver, which moves them, counts no traffic."""
+        if not self._wanted:
+            return {}
+        return {"paging": "managed memory, moved by the driver" if self._library.is_paged else NOTHING_PAGED}
 
     def state_dict(self) -> dict[str, Tensor]:
         flat = {}

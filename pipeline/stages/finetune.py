@@ -14,10 +14,15 @@ from pipeline.models.load import Base, load_base
 from pipeline.optimizers.base import OptimizerSettings
 from pipeline.tasks import rows
 from pipeline.tasks.base import Task
+from pipeline.tracking.journal import tracked
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.finetune import Pairs, Plan, Trained, finetune, out_of_memory
 from pipeline.training.meter import Meter
 from pipeline.training.settings import Training
+from pipeline.training.tracking import progress
+
+SUMMARY = ("reason", "final_loss", "dev_loss", "trainable_parameters", "total_parameters", "adapter_bytes")
+"""What of the result an experiment tracker shows beside the curves."""
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -27,19 +32,28 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     plan = _plan(settings)
     base = load_base(inputs["model"], inputs["base"], device=str(device), dtype=plan.training.precision)
     pairs = _pairs(settings, inputs["data"])
-    made_by = {"settings": settings} | {key: about[key] for key in ("code", "upstream") if key in about}
-    checkpoints = Checkpoints(record.parent / "checkpoints", made_by)
-    meter = Meter(device)
-    try:
-        trained = finetune(base, plan, pairs["train"], pairs["dev"], checkpoints)
-    except torch.OutOfMemoryError as error:
-        status, result, cost = "oom", {"reason": out_of_memory(error)}, {"device": provenance.device_name(str(device))}
-    else:
-        status, result = _outcome(trained)
-        cost = meter.about(sum(point["labelled_tokens"] for point in result["curve"]))
-        cost["resumed_at"] = trained.outcome.resumed_at
-        if status == "ok":
-            result |= _save(trained, record.parent / "adapter", base)
+    made = {key: about[key] for key in ("code", "upstream") if key in about}
+    checkpoints = Checkpoints(record.parent / "checkpoints", {"settings": settings} | made)
+    meter, show = Meter(device), progress(plan.training.steps)
+    with tracked(record.parent, "finetune", settings | made) as tracker:
+
+        def report(point: dict[str, Any]) -> None:
+            show(point)
+            tracker.log(point["step"], {**point, "peak_memory_bytes": meter.peak()})
+
+        try:
+            trained = finetune(base, plan, pairs, checkpoints, report)
+        except torch.OutOfMemoryError as error:
+            status, result = "oom", {"reason": out_of_memory(error)}
+            cost: dict[str, Any] = {"device": provenance.device_name(str(device))}
+        else:
+            status, result = _outcome(trained)
+            cost = meter.about(sum(point["labelled_tokens"] for point in result["curve"]))
+            cost |= {"resumed_at": trained.outcome.resumed_at, "optimizer": trained.optimizer}
+            tracker.log(result["steps"], {"dev_loss": result["dev_loss"]})
+            if status == "ok":
+                result |= _save(trained, record.parent / "adapter", base)
+        cost |= tracker.end(status, {key: result.get(key) for key in SUMMARY})
     about = provenance.about(about.pop("started"), **cost, **about)
     records.write(record, stage="finetune", settings=settings, result=result, about=about, status=status)
     checkpoints.clear()

@@ -1,6 +1,7 @@
 """One fine-tune: a base, a method, rows of one task."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +17,10 @@ from pipeline.training import batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import Outcome, Run, train
 from pipeline.training.settings import Training
-from pipeline.training.tracking import progress
 
 Pairs = list[tuple[str, str, str]]
 """(id, prompt, answer) of each row."""
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Trained:
     method: Method
     outcome: Outcome
     result: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
-def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, checkpoints: Checkpoints) -> Trained:
-    """Fine-tune `base` and return the method in eval mode, placed on it.
+def finetune(base: Base, plan: Plan, pairs: dict[str, Pairs], checkpoints: Checkpoints, report: Report) -> Trained:
+    """Fine-tune `base` on the pairs of train and return the method in eval mode, placed on it.
+
+    Each new point of the curve goes to `report`; what stands in a checkpoint already does not.
 
     Raises:
         SettingsError: a row has no labelled token.
@@ -50,8 +54,8 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
     """
     kept, pad = plan.training, base.tokenizer.pad_token_id or 0
     limits = {"max_length": kept.max_length, "loss_on": kept.loss_on}
-    examples = batches.encode(base.tokenizer, train_pairs, **limits)
-    dev = batches.encode(base.tokenizer, dev_pairs, **limits)
+    examples = batches.encode(base.tokenizer, pairs["train"], **limits)
+    dev = batches.encode(base.tokenizer, pairs["dev"], **limits)
     indices = batches.order(plan.seed, len(examples.rows), kept.batch_size)
 
     def parts(step: int) -> list[Batch]:
@@ -61,7 +65,7 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
     method = adapt(base, plan.adapter, plan.seed, kept.steps)
     run_forward = partial(forward, base.model)
     optimizer = plan.optimizer.build(method.groups())
-    outcome = train(Run(run_forward, parts, method, optimizer, kept, checkpoints, progress(kept.steps)))
+    outcome = train(Run(run_forward, parts, method, optimizer, kept, checkpoints, report))
     dev_loss = None
     if dev.rows and not outcome.reason:
         dev_loss = mean_loss(base.model, batches.parts(dev.rows, kept.micro_batch_size, pad, base.device))
@@ -81,7 +85,7 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
         "truncated_rows": examples.truncated,
         "insight": method.insight() if not outcome.reason else {},
     }
-    return Trained(method, outcome, result)
+    return Trained(method, outcome, result, optimizer.about())
 
 
 def _elements(method: Method, at: int) -> int:

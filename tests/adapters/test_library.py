@@ -74,7 +74,6 @@ def test_without_this_very_peft_the_row_is_refused(pair, monkeypatch):
     with pytest.raises(SettingsError, match=rf"PEFT {PEFT_VERSION} itself, and installed is 0\.1\.0\. Install it"):
         tiny.place(pair[0], tiny.base(Dense()))
 
-
     def absent(name):
         raise metadata.PackageNotFoundError(name)
 
