@@ -140,7 +140,9 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 def started(mode: str, journal: Path, stdin: int) -> subprocess.Popen[bytes]:
     """Start a writer, in a group of its own with what it starts itself; it says what is wrong on our stderr."""
     command = [sys.executable, "-m", "pipeline.tracking.writer", mode, str(journal)]
-    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True)
+    # In the environment: told of online there, wandb would try the network even where init is told of offline.
+    environment = os.environ | {"WANDB_MODE": "offline" if mode == "offline" else "online"}
+    return subprocess.Popen(command, env=environment, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def ended(writer: subprocess.Popen[bytes], patience: float) -> int | None:

@@ -2,7 +2,7 @@
 
 Started beside a job, it follows the journal until the job closes our stdin, and ends soon after, whatever the network
 does. `offline` makes W&B's file anew from the first line, so that a resumed job has one file with every step once.
-`online` and `upload` (of what is there already) send what the server has not: its last step counts, and our own note.
+`online` and `upload` (of what is there already) send the steps after the last one that the server has.
 Only here is wandb imported.
 """
 
@@ -62,19 +62,19 @@ def main(mode: str, journal: Path) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True) as scratch:
             run = _begin(mode, head, scratch)
-            first = 0 if mode == "offline" else max(run.starting_step, notes.steps(journal, head))
-            after = _write(run, entries, first)
+            _write(run, entries)
     except (wandb.errors.Error, TimeoutError) as error:
         print(f"W&B run {head['id']}: {mode}: {error}", file=sys.stderr, flush=True)
         return NO_SERVER if isinstance(error, wandb.errors.CommError | TimeoutError) else 1
     if mode != "offline":
-        notes.write(journal, head, after, follower.sha256)
+        notes.write(journal, head, follower.sha256)
     return 0
 
 
 def _begin(mode: str, head: dict[str, Any], scratch: str) -> Any:
     """Open the run: offline in the tracker's folder, in place of an older file of the same run."""
-    root = Path(head["root"]) if mode == "offline" else Path(scratch)
+    root = Path(head["root"] if mode == "offline" else scratch).resolve()
+    os.environ["WANDB_DATA_DIR"] = str(root / "wandb")  # copies of artifacts; else they would lie in the user's home
     for old in root.glob(f"wandb/offline-run-*-{head['id']}"):
         shutil.rmtree(old)
     limits = {} if mode == "upload" else {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
@@ -83,7 +83,6 @@ def _begin(mode: str, head: dict[str, Any], scratch: str) -> Any:
         x_stats_pid=os.getppid(), x_disable_stats=mode == "upload", finish_timeout_raises=True, **limits,
     )  # fmt: skip
     return wandb.init(
-        mode="offline" if mode == "offline" else "online",
         dir=root,
         project=head["project"],
         group=head["group"],
@@ -97,13 +96,12 @@ def _begin(mode: str, head: dict[str, Any], scratch: str) -> Any:
     )
 
 
-def _write(run: Any, entries: Iterator[dict[str, Any]], first: int) -> int:
-    """Write the points from step `first` on, and all else; return how many steps the run has then."""
-    after, status = first, "killed"
+def _write(run: Any, entries: Iterator[dict[str, Any]]) -> None:
+    """Write the points that the run has not yet, and all else."""
+    status = "killed"
     for entry in entries:
-        if "log" in entry and entry["step"] >= first:
+        if "log" in entry and entry["step"] >= run.starting_step:
             run.log(entry["log"], step=entry["step"])
-            after = entry["step"] + 1
         run.summary.update(entry.get("summary", {}))
         if artifact := entry.get("artifact"):
             made = wandb.Artifact(artifact["name"], type="table")
@@ -113,7 +111,6 @@ def _write(run: Any, entries: Iterator[dict[str, Any]], first: int) -> int:
         status = entry.get("end", status)
     run.summary["status"] = status
     run.finish(exit_code=0 if status == "ok" else 1)
-    return after
 
 
 if __name__ == "__main__":
