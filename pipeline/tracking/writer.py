@@ -74,7 +74,8 @@ def main(mode: str, journal: Path) -> int:
 def _begin(mode: str, head: dict[str, Any], scratch: str) -> Any:
     """Open the run: offline in the tracker's folder, in place of an older file of the same run."""
     root = Path(head["root"] if mode == "offline" else scratch).resolve()
-    os.environ["WANDB_DATA_DIR"] = str(root / "wandb")  # copies of artifacts; else they would lie in the user's home
+    # Else copies of artifacts and the client's own logs would lie in the user's home.
+    os.environ |= {"WANDB_DATA_DIR": str(root / "wandb"), "WANDB_CACHE_DIR": scratch}
     for old in root.glob(f"wandb/offline-run-*-{head['id']}"):
         shutil.rmtree(old)
     limits = {} if mode == "upload" else {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
