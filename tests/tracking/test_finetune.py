@@ -80,7 +80,7 @@ def test_a_killed_and_resumed_fine_tune_is_one_run_and_tracking_changes_nothing(
     plain = run("plain", track=False)
     assert "tracker" not in plain.about
     with pytest.raises(Killed):
-        run("tracked", kill_after=5)
+        run("tracked", kill_after=4)
     resumed = run("tracked")
     assert resumed.about["resumed_at"] == 3
     assert resumed.result == plain.result
