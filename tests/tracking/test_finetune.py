@@ -76,6 +76,7 @@ def run(tmp_path, prepared, monkeypatch):  # noqa: F811
     return stage
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_fine_tune_is_one_run_and_tracking_changes_nothing(run, tmp_path, capfd):
     plain = run("plain", track=False)
     assert "tracker" not in plain.about

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 
@@ -98,6 +100,7 @@ def test_a_killed_job_that_goes_on_has_one_run_and_every_step_once(results):
     assert one.exit_code == 0
 
 
+@pytest.mark.slow
 def test_other_settings_or_code_are_another_run(results):
     ids = set()
     for config in (CONFIG, CONFIG | {"code": "code:2"}, CONFIG | {"seed": 1}):
@@ -123,6 +126,7 @@ def test_a_journal_that_cannot_be_written_ends_the_tracking_and_not_the_job(resu
     assert "no more is tracked" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sync_sends_finished_and_killed_runs_and_nothing_twice(results, server, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     killed(results, 11)
@@ -143,6 +147,7 @@ def test_sync_sends_finished_and_killed_runs_and_nothing_twice(results, server, 
     assert server.finished[lora] == 0
 
 
+@pytest.mark.slow
 def test_online_a_run_is_there_at_its_end_and_sync_has_nothing_left(results, server, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     said = job(results, 0, 5)["tracker"]
@@ -154,14 +159,8 @@ def test_online_a_run_is_there_at_its_end_and_sync_has_nothing_left(results, ser
     assert server.requests == before
 
 
-def refusing():
-    from contextlib import nullcontext  # noqa: PLC0415
-
-    return nullcontext("http://127.0.0.1:9")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("endpoint", [refusing, hanging])
+@pytest.mark.parametrize("endpoint", [partial(nullcontext, "http://127.0.0.1:9"), hanging], ids=["refusing", "hanging"])
 def test_a_server_that_does_not_answer_costs_seconds_and_no_run(endpoint, results, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_MODE", "online")
