@@ -78,7 +78,9 @@ def _begin(mode: str, head: dict[str, Any], scratch: str) -> Any:
     os.environ |= {"WANDB_DATA_DIR": str(root / "wandb"), "WANDB_CACHE_DIR": scratch}
     for old in root.glob(f"wandb/offline-run-*-{head['id']}"):
         shutil.rmtree(old)
-    limits = {} if mode == "upload" else {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    limits: dict[str, Any] = (
+        {} if mode == "upload" else {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    )
     settings = wandb.Settings(
         silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_save_requirements=False,
         x_stats_pid=os.getppid(), x_disable_stats=mode == "upload", finish_timeout_raises=True, **limits,
