@@ -1,7 +1,7 @@
 """What a job tells of itself while it runs, in a journal that costs it no more than a line in a file.
 
 Beside the job, `writer` follows the journal in a process of its own: one writes W&B's offline file, and where W&B is to
-be online another uploads. Neither can hold the job up: at the end it waits PATIENCE seconds in all, says what became of
+be online another uploads. Neither can hold the job up: at the end it waits PATIENCE seconds, says what became of
 them, and leaves the rest to `python -m pipeline sync`. No result depends on any of it, so a job is told by an
 environment variable, which is no part of what Snakemake compares.
 
@@ -30,8 +30,8 @@ from pipeline.core.settings import digest
 VARIABLE = "PIPELINE_TRACKER"
 """Holds {project, group, root} as JSON; empty where nothing is tracked."""
 FILE = "tracker/journal.jsonl"
-PATIENCE = 8.0
-"""Seconds that the end of a job waits for its writers."""
+PATIENCE = {"offline": 60.0, "online": 8.0}
+"""Seconds that the end of a job waits for a writer; the offline one waits for no network, only for the CPU."""
 NO_SERVER = 75
 """Exit status of a writer whose server does not answer (EX_TEMPFAIL)."""
 DONE = {"offline": "written", "online": "uploaded"}
@@ -69,11 +69,11 @@ class Tracker:
         for writer in self._writers.values():
             assert writer.stdin is not None
             writer.stdin.close()
-        until = time.monotonic() + PATIENCE
+        closed = time.monotonic()
         said = {}
         for mode, writer in self._writers.items():
-            code = ended(writer, max(0.0, until - time.monotonic()))
-            why = f"no end within {PATIENCE:g} s" if code is None else "see above"
+            code = ended(writer, max(0.0, closed + PATIENCE[mode] - time.monotonic()))
+            why = f"no end within {PATIENCE[mode]:g} s" if code is None else "see above"
             said[mode] = DONE[mode] if code == 0 else f"not {DONE[mode]} ({why}), `python -m pipeline sync` uploads it"
         self._writers = {}
         return said

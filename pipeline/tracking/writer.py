@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.errors import CommError, Error
 
 from pipeline.tracking import notes
 from pipeline.tracking.journal import NO_SERVER
@@ -26,7 +27,7 @@ from pipeline.tracking.journal import NO_SERVER
 POLL_SECONDS = 0.2
 INIT_SECONDS, FINISH_SECONDS = 5, 6
 """What the client may take beside a job; `sync` is patient."""
-ENDING_SECONDS = 20
+ENDING_SECONDS = 90
 """After the job's end, or its death, no writer lives longer."""
 
 
@@ -63,9 +64,9 @@ def main(mode: str, journal: Path) -> int:
         with tempfile.TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True) as scratch:
             run = _begin(mode, head, scratch)
             _write(run, entries)
-    except (wandb.errors.Error, TimeoutError) as error:
+    except (Error, TimeoutError) as error:
         print(f"W&B run {head['id']}: {mode}: {error}", file=sys.stderr, flush=True)
-        return NO_SERVER if isinstance(error, wandb.errors.CommError | TimeoutError) else 1
+        return NO_SERVER if isinstance(error, CommError | TimeoutError) else 1
     if mode != "offline":
         notes.write(journal, head, follower.sha256)
     return 0
@@ -78,9 +79,8 @@ def _begin(mode: str, head: dict[str, Any], scratch: str) -> Any:
     os.environ |= {"WANDB_DATA_DIR": str(root / "wandb"), "WANDB_CACHE_DIR": scratch}
     for old in root.glob(f"wandb/offline-run-*-{head['id']}"):
         shutil.rmtree(old)
-    limits: dict[str, Any] = (
-        {} if mode == "upload" else {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
-    )
+    beside_a_job = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    limits: dict[str, Any] = {} if mode == "upload" else beside_a_job
     settings = wandb.Settings(
         silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_save_requirements=False,
         x_stats_pid=os.getppid(), x_disable_stats=mode == "upload", finish_timeout_raises=True, **limits,

@@ -150,6 +150,7 @@ def test_sync_sends_finished_and_killed_runs_and_nothing_twice(results, server, 
 @pytest.mark.slow
 def test_online_a_run_is_there_at_its_end_and_sync_has_nothing_left(results, server, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setitem(journal.PATIENCE, "online", 60.0)  # the machine may be busy
     said = job(results, 0, 5)["tracker"]
     assert (said["offline"], said["online"]) == ("written", "uploaded")
     assert [line["_step"] for line in server.history[said["id"]]] == list(range(5))
