@@ -26,11 +26,13 @@ from pipeline.core.settings import SettingsError
 from pipeline.core.preload import Preloaded
 from pipeline.sweeps import plan
 from pipeline.sweeps.locks import living
+from pipeline.tracking.journal import VARIABLE
 from snakemake_logger_plugin_sweep import show
 
 try:
     PLAN = plan.load(config, ancient=ancient)
     show(PLAN)
+    environ[VARIABLE] = PLAN.tracker
     if workflow.is_main_process:
         LIVING = living()
         PLAN.start()

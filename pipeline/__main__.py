@@ -1,7 +1,7 @@
 """`python -m pipeline STAGE --config JSON --input name=path ... --output name=path ...`, or a command on results.
 
 Every line that Snakemake prints with -p can be pasted into a shell.
-Commands: pin, prefetch, table, learning-rates, sensitivity, runs, explain, diff, gc.
+Commands: pin, prefetch, table, learning-rates, sensitivity, runs, explain, diff, gc, sync.
 """
 
 import argparse
@@ -16,6 +16,7 @@ COMMANDS = {
     **{name: ("pipeline.sweeps.pins", name) for name in ("pin", "prefetch")},
     "sensitivity": ("pipeline.evaluation.sensitivity", "main"),
     **{name: ("pipeline.sweeps.command", name) for name in ("runs", "explain", "diff", "gc")},
+    "sync": ("pipeline.tracking.sync", "main"),
 }
 STAGES = sorted(file.stem for file in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
 

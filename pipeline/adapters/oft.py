@@ -101,8 +101,12 @@ class OFTMethod(RotationMethod[S, OFTLayer]):
     def peft(self) -> dict[str, Any]:
         # PEFT counts other terms: its n is k + 2, its 3 is 4 again, and below that its series has lost its last power.
         terms = self.settings.terms
-        return {
-            "peft_type": "OFT", "r": 0, "oft_block_size": self.block_size, "use_cayley_neumann": terms is not None,
-            "num_cayley_neumann_terms": 5 if terms is None else terms + 2, "block_share": self.settings.shared,
-            "coft": False, "bias": "none",
-        }  # fmt: skip
+        return peft_oft(self.block_size, None if terms is None else terms + 2, self.settings.shared)
+
+
+def peft_oft(block_size: int, terms: int | None, shared: bool) -> dict[str, Any]:
+    """Return PEFT's configuration of an OFT with as many terms as PEFT counts; None: the exact transform."""
+    return {
+        "peft_type": "OFT", "r": 0, "oft_block_size": block_size, "use_cayley_neumann": terms is not None,
+        "num_cayley_neumann_terms": 5 if terms is None else terms, "block_share": shared, "coft": False, "bias": "none",
+    }  # fmt: skip

@@ -126,16 +126,18 @@ def _same(settings: dict[str, dict[str, str]]) -> set[str]:
 
 
 def _runs(sweep: Sweep, trained: dict[str, Record]) -> Table:
-    table = [["run", "status", "final loss", "seconds", "commit", "code", "folder"]]
+    table = [["run", "status", "final loss", "seconds", "commit", "code", "folder", "W&B run"]]
     for run in sweep.runs:
         record = trained.get(run.name)
         if record is None:
-            table.append([run.name, "missing", "", "", "", "", run.folder])
+            table.append([run.name, "missing", "", "", "", "", run.folder, ""])
             continue
         loss = record.result.get("final_loss")
         about = [_said(record.about.get(key)) for key in ("seconds", "commit", "code")]
-        table.append([run.name, record.status, "" if loss is None else f"{loss:.4f}", *about, run.folder])
-    return table
+        tracked = record.about.get("tracker")
+        about += [run.folder, f"{tracked['project']}/{tracked['id']}" if tracked else ""]
+        table.append([run.name, record.status, "" if loss is None else f"{loss:.4f}", *about])
+    return table if any(row[-1] for row in table[1:]) else [row[:-1] for row in table]
 
 
 def _said(value: object) -> str:

@@ -17,6 +17,8 @@ PACKAGES = (
     "numpy",
     "datasets",
     "rouge-score",
+    "bitsandbytes",
+    "peft",
     "snakemake",
     "hydra-core",
 )

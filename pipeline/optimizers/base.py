@@ -1,6 +1,7 @@
 """The doorway between the training loop and an optimizer."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class Optimizer(ABC):
         if all(parameter.grad is None for parameter in self.parameters):
             raise RuntimeError("no parameter has a gradient: the loss does not depend on what is trained.")
 
-    def about(self) -> dict[str, float]:
-        """Return what a record should say of the optimizer's cost, in bytes and seconds since it was built."""
+    def about(self) -> dict[str, Any]:
+        """Return what a record should say of the optimizer's cost, in bytes and seconds since it was built, as JSON."""
         return {}
 
     def zero_grad(self) -> None:

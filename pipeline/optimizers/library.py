@@ -4,6 +4,8 @@ Its paged one takes managed memory for parameters of 1e5 elements or more (small
 it back, and waits for the device after every parameter. On a CPU it pages nothing, as ours.
 """
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +14,7 @@ from pipeline.core import library
 from pipeline.core.group import Group
 from pipeline.optimizers.adamw import AdamW, check_float32
 from pipeline.optimizers.base import Optimizer, check_state
-from pipeline.optimizers.paged import on_device, refuse_masks
+from pipeline.optimizers.paged import NOTHING_PAGED, on_device, refuse_masks
 
 INSTEAD = "optimizer=adamw8bit or paged-adamw8bit"
 
@@ -38,7 +40,7 @@ class LibraryOptimizer(Optimizer):
         super().__init__(groups)
         for parameter in self.parameters:
             check_float32(parameter)
-        self._groups = groups
+        self._groups, self._wanted = groups, settings.paged
         self._library = library.bitsandbytes("optimizer", INSTEAD).optim.AdamW8bit(
             [{"params": g.parameters, "weight_decay": settings.weight_decay * g.decay} for g in groups],
             betas=settings.betas,
@@ -55,6 +57,12 @@ class LibraryOptimizer(Optimizer):
         for group, theirs in zip(self._groups, self._library.param_groups, strict=True):
             theirs["lr"] = lr * group.lr_scale
         self._library.step()
+
+    def about(self) -> dict[str, Any]:
+        """Return whether its states are paged; the driver, which moves them, counts no traffic."""
+        if not self._wanted:
+            return {}
+        return {"paging": "managed memory, moved by the driver" if self._library.is_paged else NOTHING_PAGED}
 
     def state_dict(self) -> dict[str, Tensor]:
         flat = {}

@@ -6,7 +6,7 @@ the device at each step, so that the space is free before anybody needs it. Wher
 """
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -71,7 +71,7 @@ class PagesOptimizer(Optimizer):
                 raise ValueError(
                     f"pages hold flat parameters, got one of strides {parameter.stride()}: make it contiguous."
                 )
-        self._settings = settings
+        self._settings, self._budget_bytes = settings, budget_bytes
         device = self.parameters[0].device
         self.pages = lay_out(groups, settings.layout)
         place(self.pages, budget_bytes, device)
@@ -89,11 +89,14 @@ class PagesOptimizer(Optimizer):
             else:
                 blockwise.update_page(page, page.views(buffer), self._settings, lr)
 
-    def about(self) -> dict[str, float]:
+    def about(self) -> dict[str, Any]:
         """Return where the states lie, and the page traffic so far; copies overlap with work."""
         self.traffic.settle()
         there, back = self.traffic.to_device, self.traffic.to_host
-        return {
+        wanted = isinstance(self._settings, PagedAdamW | PagedAdamW8bit)
+        said = {"paging": NOTHING_PAGED} if wanted and self._budget_bytes is None else {}
+        return said | {
+            "budget_bytes": self._budget_bytes,
             "state_bytes": sum(page.bytes for page in self.pages),
             "state_bytes_on_host": sum(page.bytes for page in self.pages if page.paged),
             "page_bytes_to_device": there.bytes,
@@ -147,11 +150,14 @@ def _traffic(pages: list[Page], device: torch.device) -> Traffic:
     return Ring(device, max(paged)) if paged and device.type == "cuda" else OneByOne(device)
 
 
+NOTHING_PAGED = "nothing is paged, for the device is the CPU"
+
+
 def on_device(groups: list[Group]) -> bool:
     """Say whether there is a device to page for; if not, tell the user that nothing is paged."""
     device = groups[0].parameters[0].device if groups and groups[0].parameters else torch.device("cpu")
     if device.type == "cpu":
-        print("optimizer: nothing is paged, for the device is the CPU. The numbers are the same.", file=sys.stderr)
+        print(f"optimizer: {NOTHING_PAGED}. The numbers are the same.", file=sys.stderr)
     return device.type != "cpu"
 
 

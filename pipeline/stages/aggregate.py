@@ -9,6 +9,7 @@ from pipeline.aggregation.files import write_tables
 from pipeline.aggregation.rows import collect
 from pipeline.aggregation.sweep import load
 from pipeline.core.records import RecordError
+from pipeline.tracking.journal import tracked
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -26,4 +27,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
             f"{told}\nRun the workflow again, or make a partial table: python -m pipeline table --partial"
         )
     write_tables(outputs, sweep, evidence, comparison)
+    with tracked(
+        outputs["record"].parent, "table", settings | {key: about.get(key) for key in ("code", "upstream")}
+    ) as tracker:
+        tracker.end("ok", {}, tuple(outputs.values()))
     print(tables.text(comparison), flush=True)

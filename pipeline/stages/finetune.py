@@ -14,10 +14,15 @@ from pipeline.models.load import Base, load_base
 from pipeline.optimizers.base import OptimizerSettings
 from pipeline.tasks import rows
 from pipeline.tasks.base import Task
+from pipeline.tracking.journal import Tracker, tracked
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.finetune import Pairs, Plan, Trained, finetune, out_of_memory
 from pipeline.training.meter import Meter
 from pipeline.training.settings import Training
+from pipeline.training.tracking import progress
+
+SUMMARY = ("reason", "final_loss", "dev_loss", "trainable_parameters", "total_parameters", "adapter_bytes")
+"""What of the result an experiment tracker shows beside the curves."""
 
 
 def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], about: dict[str, Any]) -> None:
@@ -29,19 +34,11 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     plan = _plan(settings, task)
     base = load_base(inputs["model"], inputs["base"], device=str(device), dtype=plan.training.precision)
     pairs = _pairs(task, plan.training, inputs["data"])
-    made_by = {"settings": settings} | {key: about[key] for key in ("code", "upstream") if key in about}
-    checkpoints = Checkpoints(record.parent / "checkpoints", made_by)
-    meter = Meter(device)
-    try:
-        trained = finetune(base, plan, pairs["train"], pairs["dev"], checkpoints)
-    except torch.OutOfMemoryError as error:
-        status, result, cost = "oom", {"reason": out_of_memory(error)}, {"device": provenance.device_name(str(device))}
-    else:
-        status, result = _outcome(trained)
-        cost = meter.about(sum(point["labelled_tokens"] for point in result["curve"]))
-        cost["resumed_at"] = trained.outcome.resumed_at
-        if status == "ok":
-            result |= _save(trained, record.parent / "adapter", base)
+    made_by = {key: about[key] for key in ("code", "upstream") if key in about}
+    checkpoints = Checkpoints(record.parent / "checkpoints", {"settings": settings} | made_by)
+    with tracked(record.parent, "finetune", settings | made_by) as tracker:
+        status, result, cost = _train(base, plan, pairs, checkpoints, tracker, record.parent / "adapter")
+        cost |= tracker.end(status, {key: result.get(key) for key in SUMMARY})
     made = [record.parent / "adapter" / name for name in result.get("adapter_files", ())]
     about = provenance.about(about.pop("started"), files=records.sizes(record, made), **cost, **about)
     records.write(record, stage="finetune", settings=settings, result=result, about=about, status=status)
@@ -67,6 +64,28 @@ def _pairs(task: Task, training: Training, manifest: Path) -> dict[str, Pairs]:
         ]
         for split in ("train", "dev")
     }
+
+
+def _train(
+    base: Base, plan: Plan, pairs: dict[str, Pairs], checkpoints: Checkpoints, tracker: Tracker, folder: Path
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Train and save into `folder`; return the status, what must repeat, and what it cost."""
+    meter, show = Meter(base.device), progress(plan.training.steps)
+
+    def report(point: dict[str, Any]) -> None:
+        show(point)
+        tracker.log(point["step"], {**point, "peak_memory_bytes": meter.peak()})
+
+    try:
+        trained = finetune(base, plan, pairs, checkpoints, report)
+    except torch.OutOfMemoryError as error:
+        return "oom", {"reason": out_of_memory(error)}, {"device": provenance.device_name(str(base.device))}
+    status, result = _outcome(trained)
+    tracker.log(result["steps"], {"dev_loss": result["dev_loss"]})
+    if status == "ok":
+        result |= _save(trained, folder, base)
+    cost = meter.about(sum(point["labelled_tokens"] for point in result["curve"]))
+    return status, result, cost | {"resumed_at": trained.outcome.resumed_at, "optimizer": trained.optimizer}
 
 
 def _outcome(trained: Trained) -> tuple[str, dict[str, Any]]:

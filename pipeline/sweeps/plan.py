@@ -225,6 +225,14 @@ class Plan:
         """The resources of one job."""
         return self.grid.single["hardware"]
 
+    @cached_property
+    def tracker(self) -> str:
+        """What the environment tells jobs of the tracker; empty where nothing is tracked."""
+        told = self.grid.single["tracker"]
+        if told["kind"] == "none":
+            return ""
+        return canonical({"project": told["project"], "group": self.grid.sweep.name, "root": str(self.root)})
+
     def check_gpus(self, visible: int) -> None:
         """Refuse jobs that want more GPUs than there are: Snakemake would cut them down without a word."""
         if (wanted := self.hardware["gpus"]) > visible:

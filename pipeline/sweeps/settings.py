@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.settings import Settings, SettingsError, nearest
 
@@ -132,5 +132,11 @@ def points(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 class Tracker(Settings):
     """Where curves go beside a job's log. No result depends on it, so no job is told of it by its params."""
 
-    kind: Literal["none"]
+    kind: Literal["none", "wandb"]
     project: str | None = Field(default=None, description="name that the tracker files the runs under")
+
+    @model_validator(mode="after")
+    def _filed(self) -> "Tracker":
+        if self.kind != "none" and not self.project:
+            raise ValueError(f"project must be a name where kind is {self.kind}, got {self.project!r}")
+        return self

@@ -1,6 +1,7 @@
 """One fine-tune: a base, a method, rows of one task."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,9 +19,9 @@ from pipeline.training import batches
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import Outcome, Run, train
 from pipeline.training.settings import Training
-from pipeline.training.tracking import progress
 
 Pairs = list[batches.Pair]
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,13 @@ class Trained:
     method: Method
     outcome: Outcome
     result: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
-def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, checkpoints: Checkpoints) -> Trained:
-    """Fine-tune `base` and return the method in eval mode, placed on it.
+def finetune(base: Base, plan: Plan, pairs: dict[str, Pairs], checkpoints: Checkpoints, report: Report) -> Trained:
+    """Fine-tune `base` on the pairs of train and return the method in eval mode, placed on it.
+
+    Each new point of the curve goes to `report`; what stands in a checkpoint already does not.
 
     Raises:
         SettingsError: a row has no labelled token.
@@ -52,8 +56,8 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
     """
     kept, pad = plan.training, base.tokenizer.pad_token_id or 0
     encode = partial(batches.encode, base.tokenizer, max_length=kept.max_length, loss_on=kept.loss_on, chat=plan.chat)
-    kept_pairs = batches.few(train_pairs, kept.train_rows, plan.seed)
-    examples, dev = encode(kept_pairs), encode(dev_pairs)
+    kept_pairs = batches.few(pairs["train"], kept.train_rows, plan.seed)
+    examples, dev = encode(kept_pairs), encode(pairs["dev"])
     if kept.choice_losses and not all(row.wrong for row in examples.rows):
         raise SettingsError(
             f"training.choice_losses: rows of {kept.task} have no wrong answers. Set it to null, or training.task to a "
@@ -68,7 +72,7 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
     method = adapt(base, plan.adapter, plan.seed, kept.steps)
     run_forward = partial(forward, base.model)
     optimizer = plan.optimizer.build(method.groups())
-    outcome = train(Run(run_forward, parts, method, optimizer, kept, checkpoints, progress(kept.steps)))
+    outcome = train(Run(run_forward, parts, method, optimizer, kept, checkpoints, report))
     dev_loss = None
     if dev.rows and not outcome.reason:
         dev_loss = mean_loss(base.model, batches.parts(dev.rows, kept.micro_batch_size, pad, base.device))
@@ -89,7 +93,7 @@ def finetune(base: Base, plan: Plan, train_pairs: Pairs, dev_pairs: Pairs, check
         "trained_on": "all" if kept.train_rows == "all" else [name for name, *_ in kept_pairs],
         "insight": method.insight() if not outcome.reason else {},
     }
-    return Trained(method, outcome, result)
+    return Trained(method, outcome, result, optimizer.about())
 
 
 def _elements(method: Method, at: int) -> int:

@@ -24,12 +24,13 @@ class Meter:
         return {
             "training_seconds": round(seconds, 3),
             "labelled_tokens_per_second": round(labelled_tokens / seconds, 1),
-            "peak_memory_bytes": self._peak(),
+            "peak_memory_bytes": self.peak(),
             "device": device_name(str(self.device)),
             "jobs_per_gpu": slots() if self.device.type == "cuda" else None,
         }
 
-    def _peak(self) -> int:
+    def peak(self) -> int:
+        """Return the most memory so far: what the allocator holds on a GPU, or the resident set of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -5,9 +5,18 @@ import sys
 
 from tests.house.tree import ROOT, files
 
-HEAVY = ("torch", "transformers", "datasets", "bitsandbytes")
+HEAVY = ("torch", "transformers", "datasets", "bitsandbytes", "wandb")
 ROOMS = ("pipeline/tasks", "pipeline/sweeps", "pipeline/aggregation")
-MODULES = ("core/settings", "core/records", "core/provenance", "core/seeds", "core/leases", "__main__")
+MODULES = (
+    "core/settings",
+    "core/records",
+    "core/provenance",
+    "core/seeds",
+    "core/leases",
+    "tracking/journal",
+    "tracking/sync",
+    "__main__",
+)
 STAGES = ("plan", "score", "aggregate", "figures", "report")
 PROBE = """
 import importlib, sys

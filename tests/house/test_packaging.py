@@ -16,7 +16,7 @@ LOCK = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if 
 FROM_TORCH = re.compile("cuda-|nvidia-|triton=")  # torch asks for these itself, and only where there is CUDA
 OURS = {"pipeline", "snakemake_logger_plugin_sweep", "tests"}
 EXTRAS = pyproject()["project"]["optional-dependencies"]
-AS_A_ROW = {"bitsandbytes"}  # compared with; whoever chooses such a row and lacks the library is told
+AS_A_ROW = {"bitsandbytes", "peft"}  # compared with; whoever chooses such a row and lacks the library is told
 RUNTIME = pyproject()["project"]["dependencies"]
 
 

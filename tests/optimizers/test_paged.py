@@ -1,5 +1,7 @@
 """Pages: states beyond the budget live elsewhere and change no bit. On a CPU, where the host stands for itself."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,12 @@ from pipeline.optimizers.pages import BLOCK, IN_FLIGHT, NARROW, WIDE, Layout, la
 from pipeline.optimizers.traffic import OneByOne
 from pipeline.quantization.nf4 import NF4
 from pipeline.quantization.none import Dense
+from pipeline.steps.train import forward
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.loop import Run, train
 from tests.adapters import tiny
+from tests.training.test_loop import Killed
+from tests.training.test_loop import settings as training
 
 CPU = torch.device("cpu")
 SAID = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
@@ -142,6 +149,34 @@ def test_the_budget_holds_residents_and_pages_in_flight():
         assert any(page.paged for page in pages) == (budget < sum(sizes))
     with pytest.raises(SettingsError, match=rf"budget_bytes: must be at least {IN_FLIGHT * max(sizes)} .* got 1\."):
         place(lay_out(groups(parameters()), settings.layout), 1, CPU)
+
+
+def test_killed_and_resumed_while_paging_has_the_bits_of_undisturbed(tmp_path):
+    def run(folder, kill_after=None):
+        base = tiny.base(NF4(block_size=64, double=False))
+        method = tiny.place(tiny.settings(next(p for p in tiny.ADAPTERS if p.stem == "lora")), base)
+        settings = PagedAdamW8bit(**SAID, **EIGHT, budget_bytes=0)
+        in_flight = IN_FLIGHT * max(page.bytes for page in lay_out(method.groups(), settings.layout))
+        optimizer = PagesOptimizer(settings, method.groups(), in_flight)
+        parts, checkpoints = partial(tiny.parts, 2), Checkpoints(folder, {"settings": "paged"})
+
+        def report(point):
+            if point["step"] == kill_after:
+                raise Killed
+
+        outcome = train(Run(partial(forward, base.model), parts, method, optimizer, training(), checkpoints, report))
+        return {k: v.clone() for k, v in (method.state_dict() | optimizer.state_dict()).items()}, outcome, optimizer
+
+    undisturbed, outcome, optimizer = run(tmp_path / "a")
+    with pytest.raises(Killed):
+        run(tmp_path / "b", kill_after=7)
+    resumed, again, _ = run(tmp_path / "b")
+    about = optimizer.about()
+    assert about["state_bytes_on_host"] == about["state_bytes"] > 0
+    assert about["page_bytes_to_device"] >= tiny.TOTAL_STEPS * about["state_bytes"]
+    assert again.resumed_at == 6
+    assert same(resumed, undisturbed)
+    assert again.curve == outcome.curve
 
 
 @pytest.mark.parametrize("layout", [WIDE, NARROW])

@@ -43,6 +43,7 @@ ASKED = {"evaluate", "score", "evaluate_base", "score_base"}
         ("evaluation.states=[trained]", {"evaluate", "score"}),
         ("hardware.threads=2", set(RULES) - {"prepare_data"}),
         ("model.training.steps=77", set(RULES) - {"prepare_data"}),
+        ("tracker=wandb", set()),
         ("tracker.project=x hardware.mem_mb=9 hardware.runtime=9 hardware.gpus=1 report.samples=1", set()),
     ],
 )
@@ -90,8 +91,17 @@ def test_no_machine_and_no_resource_in_params(plan):
     assert not any("12345" in text or str(plan.results.parent) in text for text in texts)
 
 
+def test_jobs_are_told_of_the_tracker_by_the_environment_alone(plan):
+    assert plan(SMALL).tracker == ""
+    found = plan(f"{SMALL} tracker=wandb tracker.project='a name'")
+    root = str(plan.results)
+    assert json.loads(found.tracker) == {"project": "a name", "group": "default", "root": root}
+    texts = [found.report_cfg, found.plan_cfg, *(job.cfg for job in found.shop.jobs.values())]
+    assert not any("a name" in text or "wandb" in text for text in texts)
+
+
 def test_overrides_have_a_table_of_their_own(plan):
-    assert plan().table == plan("tracker.project=x").table == "default"
+    assert plan().table == plan("tracker.project=x").table == plan("tracker=wandb").table == "default"
     assert re.fullmatch(r"default-[0-9a-f]{8}", plan("report.samples=1").table)
     assert plan("report.samples=1 training.steps=90").table == plan("training.steps=90  report.samples=1").table
 

@@ -35,6 +35,8 @@ WRONG = {
     "+training.steps=1": "Write key=value without + or ~.",
     "training.steps": "training.steps: cannot be read",
     "sweep.rank=[4": "sweep.rank=[4: cannot be read",
+    "tracker=wandb tracker.project=null": "tracker: project must be a name where kind is wandb, got None.",
+    "tracker=wanbd": "tracker: there is no tracker 'wanbd'. Did you mean 'wandb'?",
     "hardware=gpuu": "hardware: there is no hardware 'gpuu'. Did you mean 'gpu'?",
     "hardware.treads=2": "hardware.treads: there is no such setting. Did you mean 'threads'?",
     "rank=4": "rank: there is no such setting. Did you mean 'sweep.rank'?",

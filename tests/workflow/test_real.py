@@ -19,7 +19,8 @@ OVERRIDES = (
     "sweep.adapter=[lora,oft] sweep.rank=[2] sweep.block_size=[8] sweep.seed=[0] sweep.quantization=[nf4-double] "
     "sweep.task=[gsm8k-demo,ppl-demo] training.steps=3 training.schedule.warmup_steps=1 model.training.steps=4 "
     "model.training.schedule.warmup_steps=1 model.corpus.rows=400 "
-    "task.gsm8k-demo.generation.limit=8 task.gsm8k-demo.generation.max_new_tokens=4 task.ppl-demo.generation.limit=50"
+    "task.gsm8k-demo.generation.limit=8 task.gsm8k-demo.generation.max_new_tokens=4 task.ppl-demo.generation.limit=50 "
+    "tracker=wandb"
 )
 SERVER = """
 import json, os, sys
