@@ -1,7 +1,7 @@
 """`python -m pipeline STAGE --config JSON --input name=path ... --output name=path ...`, or a command on results.
 
 Every line that Snakemake prints with -p can be pasted into a shell.
-Commands: table, learning-rates, runs, explain, diff, gc.
+Commands: table, choose, export, learning-rates, runs, explain, diff, gc.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 
 COMMANDS = {
     "table": ("pipeline.aggregation.command", "main"),
+    "choose": ("pipeline.aggregation.choose", "main"),
+    "export": ("pipeline.merging.export", "main"),
     "learning-rates": ("pipeline.aggregation.learning_rates", "main"),
     **{name: ("pipeline.sweeps.command", name) for name in ("runs", "explain", "diff", "gc")},
 }

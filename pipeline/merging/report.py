@@ -7,10 +7,14 @@ the weight that would be shipped without the update (W itself if M is dense, the
 
 Survival is 1 where everything is kept and 0 where the shipped weights no longer know of the fine-tune: an update of 3 %
 of the weights or less is rounded away when a base that lies on its grid is put back on it.
+
+Where the base's format cuts weights into blocks that share a scale, each site also says by how much the update widens
+what a scale must span: quantiles over the blocks of absmax(W') / absmax(W), blocks of zeros left out.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +27,7 @@ from pipeline.models.states import Label, digest_of, labels, merge, source_weigh
 
 PARTS = ("weight", "meant", "delta", "kept", "error")
 """The squared norms of W, W', dW and M - W', and the product of M - W0 and dW (kept). They add up over sites."""
+SPANS = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
 def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str, Any]:
@@ -37,24 +42,37 @@ def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str,
 def _state(base: Base, method: Method[Any, Any], label: Label) -> dict[str, Any]:
     layers = merge(base, method, label)
     updates = updates_of(method, label.at)
-    parts = {site: _parts(base, site, updates[site], layer, label.state) for site, layer in layers.items()}
+    found = {site: _measured(base, site, updates[site], layer, label.state) for site, layer in layers.items()}
     return {
         "digest": digest_of(layers),
-        **_ratios({part: sum(one[part] for one in parts.values()) for part in PARTS}),
+        **_ratios({part: sum(parts[part] for parts, _ in found.values()) for part in PARTS}),
         "sites": [
-            {"site": site.name, "role": site.role, "layer": site.layer} | _ratios(one) for site, one in parts.items()
+            {"site": site.name, "role": site.role, "layer": site.layer, "block_absmax_ratio": spans} | _ratios(parts)
+            for site, (parts, spans) in found.items()
         ],
     }
 
 
 @torch.no_grad()
-def _parts(base: Base, site: Site, update: Update, merged: FrozenLinear, state: str) -> dict[str, float]:
+def _measured(
+    base: Base, site: Site, update: Update, merged: FrozenLinear, state: str
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Return the parts of one site, and how much wider its blocks are."""
     weight = source_weight(base, site, state).double()
     meant, _ = update.apply(weight, None)
     without = base.frozen()[site].dense_weight(torch.float32).double() if state.startswith("requantized") else weight
     shipped, delta = merged.dense_weight(torch.float32).double(), meant - weight
     pairs = ((weight, weight), (meant, meant), (delta, delta), (shipped - without, delta), (shipped - meant,) * 2)
-    return {part: _product(*pair) for part, pair in zip(PARTS, pairs, strict=True)}
+    parts = {part: _product(*pair) for part, pair in zip(PARTS, pairs, strict=True)}
+    return parts, _widened(base.format.block_absmax(weight), base.format.block_absmax(meant))
+
+
+def _widened(before_S: Tensor | None, after_S: Tensor | None) -> dict[str, float] | None:
+    """Return quantiles of the ratio of two block scales; None without blocks, or with zeros alone."""
+    if before_S is None or after_S is None or not (some_S := before_S > 0).any():
+        return None
+    ratios = np.quantile((after_S[some_S] / before_S[some_S]).double().cpu().numpy(), list(SPANS.values()))
+    return dict(zip(SPANS, ratios.tolist(), strict=True))
 
 
 def _product(a: Tensor, b: Tensor) -> float:

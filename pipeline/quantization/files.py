@@ -46,13 +46,14 @@ class Writer:
         self._shard[name] = tensor.contiguous()
 
     def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
-        """Write the last shard, the index and config.json.
+        """Write the last shard, the index and config.json; without a format of its own, the folder is of a plain model.
 
         `config` is the model's own; `unquantized` names the linear modules that were added as they are.
         """
         self._write_shard()
         index = {"metadata": {"total_size": self._total_bytes}, "weight_map": self._file_of}
-        config = config | {"quantization_config": self._format.transformers_config(self._dtype, unquantized)}
+        if self._format.own_folder:
+            config = config | {"quantization_config": self._format.transformers_config(self._dtype, unquantized)}
         for name, content in ((INDEX, index), (CONFIG, config)):
             (self._folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

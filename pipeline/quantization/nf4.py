@@ -64,6 +64,9 @@ class NF4(Format):
         values_N = dequantize_blocks(stored.tensors["packed"], absmax_S, self.block_size)[: O * I]
         return values_N.view(O, I).to(dtype or stored.dtype)
 
+    def block_absmax(self, weight_OI: Tensor) -> Tensor:
+        return blocks_of(weight_OI.detach().float().flatten(), self.block_size).abs().amax(1)
+
     def absorb_row_scale(self, stored: QuantizedWeight, scale_O: Tensor) -> QuantizedWeight | None:
         """Multiply a row's scales: possible where a block lies within one row and the scales are kept in float32.
 
@@ -141,10 +144,15 @@ def _levels_of_byte(device: torch.device) -> Tensor:
     return levels(device)[torch.stack([byte >> 4, byte & 15], 1)].view(torch.int64).flatten()
 
 
+def blocks_of(values_N: Tensor, block_size: int) -> Tensor:
+    """Return the values in blocks (S, K), the last one filled up with zeros."""
+    return torch.nn.functional.pad(values_N, (0, -len(values_N) % block_size)).view(-1, block_size)
+
+
 def quantize_blocks(values_N: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     """Return the packed codes, ((N + 1) // 2, 1) uint8, and the absmax of each block, (S) float32."""
     N = values_N.numel()
-    blocks_SK = torch.nn.functional.pad(values_N, (0, -N % block_size)).view(-1, block_size)
+    blocks_SK = blocks_of(values_N, block_size)
     absmax_S = blocks_SK.abs().amax(1)
     unit_SK = blocks_SK * (1 / absmax_S.clamp_min(SMALLEST_DIVISOR))[:, None]
     if N % block_size:
