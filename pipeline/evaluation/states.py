@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.adapters.base import Method
 from pipeline.core.records import Record, RecordError
+from pipeline.evaluation.cost import watched, weight_bytes
 from pipeline.evaluation.generate import Questions
 from pipeline.evaluation.likelihood import Chunks
 from pipeline.models.load import Base
@@ -29,7 +30,7 @@ class Subject:
 def evaluate(
     subject: Subject, task: Task, rows: list[Row], merge: Record | None
 ) -> tuple[dict[str, Items], dict[str, Any]]:
-    """Return the items of every wanted state, and what the record says of them.
+    """Return the items of every wanted state, and what the record says of them; `costs` is for its about.
 
     Raises:
         RecordError: a merged state is not the one that was reported.
@@ -37,17 +38,21 @@ def evaluate(
     """
     base = subject.base
     questions = exam(task, rows, base)
-    items, states = {}, {}
+    items, states, costs = {}, {}, {}
     for label in subject.wanted:
         with entered(base, subject.method, label) as digest:
             if digest is not None:
                 _check(str(label), digest, merge)
             try:
-                found = questions.items(base.model)
+                with watched(base.device) as costs[str(label)]:
+                    found = questions.items(base.model)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{label}: {error}") from None
+            beside = subject.method.export(label.at) if subject.method and label.state == "trained" else {}
+            held = weight_bytes(base, beside)
         items[str(label)] = found
-        states[str(label)] = {"digest": digest, "truncated": sum(item.get("stop") == "length" for item in found)}
+        truncated = sum(item.get("stop") == "length" for item in found)
+        states[str(label)] = {"digest": digest, "truncated": truncated, "weight_bytes": held}
     assert task.generation is not None
     arithmetic = {"dtype": str(base.dtype).removeprefix("torch."), "attention": base.model.config._attn_implementation}
     return items, {
@@ -56,6 +61,7 @@ def evaluate(
         "n": len(questions),
         "states": states,
         "skipped": subject.skipped,
+        "costs": costs,
     } | questions.facts()
 
 

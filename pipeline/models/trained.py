@@ -1,13 +1,13 @@
 """For those who use what was trained, from Python: a finished run, and several adapters on one base.
 
-    base, method = open_run(Path("results/runs/demo-nf4-double-dylora-r8-s0-1a2b3c4d"))
-    method.set_rank(4)                          # a DyLoRA computes at rank 4 from here on
+base, method = open_run(Path("results/runs/demo-nf4-double-dylora-r8-s0-1a2b3c4d"))
+method.set_rank(4)                          # a DyLoRA computes at rank 4 from here on
 
-    adapters = Adapters(base)
-    adapters.load("sums", Path("sums/adapter"))
-    adapters.load("letters", Path("letters/adapter"))
-    adapters.use("sums")                        # nothing is read again
-    adapters.use(None)                          # the base alone
+adapters = Adapters(base)
+adapters.load("sums", Path("sums/adapter"))
+adapters.load("letters", Path("letters/adapter"))
+adapters.use("sums")                        # nothing is read again
+adapters.use(None)                          # the base alone
 """
 
 from collections.abc import Mapping

@@ -31,7 +31,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     labelled = ({"state": state} | item for state, found in items.items() for item in found)
     names = {"task": task.name, "generation_id": task.generation.id}
     result = names | {"items_sha256": rows.write(outputs["items"], labelled)} | result
-    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), **about)
+    about |= {"device": provenance.device_name(str(device)), "costs": result.pop("costs", {})}
+    about = provenance.about(about.pop("started"), **about)
     records.write(outputs["record"], stage="evaluate", settings=settings, result=result, about=about, status=status)
     print(f"{task.name}: {result.get('reason') or ', '.join(items)}", flush=True)
 

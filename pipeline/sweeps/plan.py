@@ -25,7 +25,7 @@ BY_WILDCARDS = Signature([Parameter("wildcards", Parameter.POSITIONAL_OR_KEYWORD
 
 RESULTS = Path("results")
 MEMORY = Path(".snakemake/sweep")
-INERT = ("tracker", "hardware.gpus", "hardware.mem_mb", "hardware.runtime")
+INERT = ("tracker", "hardware.gpus", "hardware.mem_mb", "hardware.runtime", "hardware.price_per_hour")
 """Settings that no result depends on."""
 LISTED = 40
 """Runs that a message names."""
@@ -155,6 +155,7 @@ class Plan:
             "bases": [_base(base) for base in self.bases],
             "data": {name: job.expected() for name, job in self.shop.data.items()},
             "report": self.grid.single["report"],
+            "price_per_hour": self.hardware["price_per_hour"],
         }
 
     @cached_property

@@ -50,9 +50,7 @@ def finished(prepared, tmp_path):
             "runs": [{"folder": f"runs/{run.name}", "base": "bases/b"}],
             "bases": [{"folder": "bases/b", "records": stands}],
         }
-        records.write(
-            tmp_path / "results/tables/demo/sweep.json", stage="plan", settings={}, result=plan, about={}
-        )
+        records.write(tmp_path / "results/tables/demo/sweep.json", stage="plan", settings={}, result=plan, about={})
         return run
 
     return make
