@@ -1,10 +1,10 @@
 """`python -m pipeline choose NAME --within 1`: the cheapest that is not worse than the best, on dev; then test says.
 
-Of a run with several ranks it chooses the smallest rank, of a sweep the line that holds the fewest bytes of weights, base
-and adapter. A contender is good enough where the whole paired interval of how far it is behind the best lies within
-`--within`, in units of the score. The best and the choice are found on dev alone. Test rows are looked at once, for the
-choice: it is confirmed where the same holds there, refuted where the whole interval lies outside, and open in between.
-A choice that is the best of dev itself has nothing to be confirmed.
+Of a run with several ranks it chooses the smallest rank, of a sweep the line that holds the fewest bytes of weights,
+base and adapter. A contender is good enough where the whole paired interval of how far it is behind the best lies
+within `--within`, in units of the score. The best and the choice are found on dev alone. Test rows are looked at once,
+for the choice: it is confirmed where the same holds there, refuted where the whole interval lies outside, and open in
+between. A choice that is the best of dev itself has nothing to be confirmed.
 """
 
 import argparse
@@ -48,9 +48,9 @@ class Choice:
         """Return what test says of the choice, a key of VERDICTS."""
         if self.chosen is self.best:
             return "itself"
-        return (
-            "confirmed" if self.on_test.high <= self.within else "refuted" if self.on_test.low > self.within else "open"
-        )
+        if self.on_test.high <= self.within:
+            return "confirmed"
+        return "refuted" if self.on_test.low > self.within else "open"
 
 
 VERDICTS = {
@@ -131,9 +131,9 @@ def said(choice: Choice) -> str:
         f"{of.rule} ({unit}), {report.state}; dev: {of.protocols[0]}, n = {_items(choice.best.dev)}; "
         f"test: {of.protocols[1]}, n = {_items(choice.best.test)}; {seeds} seed{'' if seeds == 1 else 's'}",
         *table,
-        "* chosen, = best on dev. Behind: the best minus the line, with the paired "
-        f"{report.confidence:.0%} interval (bootstrap over items and seeds). Weights: base and adapter. Times are those "
-        "of the evaluation on test and of training, whatever else ran beside them.",
+        f"* chosen, = best on dev. Behind: the best minus the line, with the paired {report.confidence:.0%} interval "
+        "(bootstrap over items and seeds). Weights: base and adapter. Times are those of the evaluation on test and of "
+        "training, whatever else ran beside them.",
         f"Best on dev: {choice.best.line.name}. Chosen: {choice.chosen.line.name}, the cheapest whose interval ends "
         f"within {choice.within:g} ({unit}).",
         f"{VERDICTS[choice.verdict]}: there it is {_number(gap.by)} behind ({_number(gap.low)} to {_number(gap.high)})."
@@ -185,9 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline choose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help="a sweep's table, or a run with several ranks (its folder, or how that begins)")
-    parser.add_argument(
-        "--within", type=float, required=True, help="how far behind is good enough, in the score's unit"
-    )
+    parser.add_argument("--within", type=float, required=True, help="how far behind is good enough (score's unit)")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--output", type=Path, help="a file for the record of the choice")
     return parser

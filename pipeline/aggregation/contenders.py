@@ -104,8 +104,8 @@ def _pair(name: str, sweeps: list[Sweep]) -> tuple[Asked, Asked]:
             if dev.split == "dev" and dev.question == test.question:
                 return test, dev
     raise RecordError(
-        f"{name}: nothing was scored on dev by {tests[0].task.generation_id}, and a choice on test would not be honest. "
-        f"Score dev, which trains nothing again:\n  {_command(tests[0])}"
+        f"{name}: nothing was scored on dev by {tests[0].task.generation_id}, and a choice on test would not be "
+        f"honest. Score dev, which trains nothing again:\n  {_command(tests[0])}"
     )
 
 
@@ -182,6 +182,4 @@ def _cost_of(asked: Asked, run: Evidence, label: str, rank: int | None) -> Cost:
             training=trained.about["training_seconds"],
         )
     except KeyError as error:
-        raise RecordError(
-            f"{evaluated.path}: earlier code made it and it lacks {error}. Run the workflow again."
-        ) from None
+        raise RecordError(f"{evaluated.path}: earlier code made it without {error}. Start its sweep again.") from None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.aggregation import style
 from pipeline.aggregation.comparison import Comparison, Line
@@ -31,8 +32,8 @@ CAPTIONS = {
     ),
     "effective-rank": (
         "How many directions are used",
-        "Effective rank of B A (exp of the entropy of its singular values), the mean over the layers of a block and over "
-        "seeds. Paler is smaller, dashed is quantized.",
+        "Effective rank of B A (exp of the entropy of its singular values), the mean over the layers of a block and "
+        "over seeds. Paler is smaller, dashed is quantized.",
     ),
     "rotation-angles": (
         "How far the inputs are turned",
@@ -121,12 +122,8 @@ def draw(comparison: Comparison, insights: Insights) -> dict[str, bytes]:
         "block-range": lambda: _by_block(comparison, insights, _band("block-range"), "largest weight, after / before"),
     }
     with style.drawing():
-        figures = {name: drawer() for name, drawer in drawers.items()}
-        return {
-            f"{name}.svg": style.svg(figure, CAPTIONS[name][0])
-            for name, figure in figures.items()
-            if figure is not None
-        }
+        drawn = {name: figure for name, drawer in drawers.items() if (figure := drawer()) is not None}
+        return {f"{name}.svg": style.svg(figure, CAPTIONS[name][0]) for name, figure in drawn.items()}
 
 
 def _band(name: str) -> list[str]:
@@ -191,6 +188,6 @@ def _means_of(quantities: list[list[dict[int, Any]]]) -> list[Any]:
 def _finish(ax: Axes, method: str, lines: int) -> None:
     ax.set_title(method if lines <= CURVES_NAMED else f"{method}, {lines} lines")
     ax.tick_params(labelbottom=True)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if lines <= CURVES_NAMED:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7.5)

@@ -43,9 +43,7 @@ def main(argv: list[str]) -> int:
     device = ready(given.device or hardware["device"], hardware["threads"])
     base, method = open_run(run, device=str(device))
     if given.at is not None and not method.points:
-        raise SettingsError(
-            f"--at: {method.settings.label} is one adapter, without ranks to choose from. Leave it out."
-        )
+        raise SettingsError(f"--at: {method.settings.label} is one adapter, without ranks to choose from.")
     if given.merged is None:
         said = export_adapter(base, method, given.at, given.to)
     else:
@@ -129,8 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merged", nargs="?", const="merged-original", choices=MERGED, help="a whole model (default: merged-original)"
     )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="where to merge; without it where the run was trained"
-    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to merge (default: where it was trained)")
     parser.add_argument("--results", type=Path, default=Path("results"))
     return parser

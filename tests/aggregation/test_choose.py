@@ -85,7 +85,7 @@ def test_verdicts(made, low, high, verdict):
 
 def test_of_a_sweep_the_line_that_holds_the_fewest_bytes_is_chosen_over_its_seeds(make):
     plan = make(
-        adapters={"lora": ADAPTERS["lora"]}, tasks=[(TASKS[0][:3] + (60,)), (*DEV[:3], 60)],
+        adapters={"lora": ADAPTERS["lora"]}, tasks=[(*TASKS[0][:3], 60), (*DEV[:3], 60)],
         diverged={"tiny-nf4-double-lora-rank-2-s1"},
     )  # fmt: skip
     choice = choose(contest(plan.parents[2], "demo"), 100.0)

@@ -42,10 +42,8 @@ ASKED = {"evaluate", "score", "evaluate_base", "score_base"}
         ("evaluation.states=[trained]", {"evaluate", "score"}),
         ("hardware.threads=2", set(RULES) - {"prepare_data"}),
         ("model.training.steps=7", set(RULES) - {"prepare_data"}),
-        (
-            "tracker.project=x hardware.mem_mb=9 hardware.runtime=9 hardware.gpus=1 report.samples=1 hardware.price_per_hour=2.5",
-            set(),
-        ),
+        ("tracker.project=x hardware.mem_mb=9 hardware.runtime=9 hardware.gpus=1 report.samples=1", set()),
+        ("hardware.price_per_hour=2.5", set()),
     ],
 )
 def test_what_moves(plan, overrides, moved):
