@@ -116,9 +116,12 @@ def test_every_saved_tensor_counts(saved):
 @every_adapter
 def test_peft_computes_the_same_from_our_file(saved):
     method, folder = saved
+    said = json.loads((folder / files.RECORD).read_text())["result"]["not_in_peft"]
     if method.peft() is None:
         assert not (folder / files.CONFIG).exists()
+        assert said == method.not_peft
         return
+    assert said is None
     peft = pytest.importorskip("peft")
     expected = tiny.logits_at(tiny.base(Dense()), method, None)
     loaded = peft.PeftModel.from_pretrained(tiny.model(), folder).eval()  # a missing key warns, so it is an error
@@ -159,4 +162,21 @@ def test_a_slice_of_a_fused_projection_is_not_passed_off_as_peft(saved, tmp_path
     method.placed = {type(site)(**fields | {"rows": tuple(range(site.out_features))}): layer}
     files.save(method, tmp_path / "slice", base_name="tiny")
     assert not (tmp_path / "slice" / files.CONFIG).exists()
-    assert files.CONFIG not in json.loads((tmp_path / "slice" / files.RECORD).read_text())["result"]["files"]
+    result = json.loads((tmp_path / "slice" / files.RECORD).read_text())["result"]
+    assert files.CONFIG not in result["files"]
+    assert "PEFT" in result["not_in_peft"]
+
+
+@every_adapter
+def test_what_ships_computes_what_is_exported(saved, tmp_path):
+    """At each point the shipped method's own folder, loaded by what it says of itself, is bit for bit the same."""
+    method, _ = saved
+    base = tiny.base(Dense())
+    for at in tiny.points(method):
+        files.save(method.shipped(at), tmp_path / "shipped", base_name="tiny")
+        settings, seed, total_steps = files.made_of(tmp_path / "shipped")
+        again = settings.method(seed, total_steps)
+        again.place(base.offered())
+        files.load(again, tmp_path / "shipped")
+        base.attach(again.eval().placed)
+        assert torch.equal(tiny.logits(base), tiny.logits_at(base, method, at))
