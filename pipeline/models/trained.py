@@ -10,12 +10,13 @@ adapters.use("sums")                        # nothing is read again
 adapters.use(None)                          # the base alone
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.adapters import files
+from pipeline.adapters import files, interop
 from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core import records
 from pipeline.core.records import RecordError
@@ -65,20 +66,30 @@ class Adapters:
         return MappingProxyType(self._methods)
 
     def load(self, name: str, folder: Path) -> None:
-        """Load the adapter of a folder that was saved here; which one computes does not change.
+        """Load the adapter of a folder, ours or PEFT's own; which one computes does not change.
 
         Raises:
             RecordError: a file is missing or damaged, or belongs to another model.
-            SettingsError: the name is taken, or the method does not go with this base.
+            SettingsError: the name is taken, the method does not go with this base, or it is one of PEFT's that has no
+                counterpart here.
         """
         if name in self._methods:
             raise SettingsError(f"{name}: an adapter of this name is loaded; give the other one another name.")
         try:
-            method = adapt(self.base, *files.made_of(folder))
-            files.load(method, folder)
-            self._methods[name] = method.eval()
+            self._methods[name] = self._loaded(folder).eval()
         finally:
             self.base.attach(self._layers)
+
+    def _loaded(self, folder: Path) -> Method[Any, Any]:
+        config = folder / files.CONFIG
+        if (folder / files.RECORD).exists() or not config.exists():
+            method = adapt(self.base, *files.made_of(folder))
+            files.load(method, folder)
+            return method
+        settings, steps = interop.settings_of(json.loads(config.read_text(encoding="utf-8")), self.base.places)
+        method = adapt(self.base, settings, seed=0, total_steps=steps)
+        files.fill(method, folder / files.WEIGHTS)
+        return method
 
     def use(self, name: str | None, at: int | None = None) -> None:
         """Let one adapter compute, at one of its points if it has any; None is the base alone.

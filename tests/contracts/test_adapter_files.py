@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.adapters import files
 from pipeline.core.records import RecordError
+from pipeline.models.trained import Adapters
 from pipeline.quantization.nf4 import NF4
 from pipeline.quantization.none import Dense
 from tests.adapters import tiny
@@ -145,11 +146,15 @@ def test_peft_s_own_file_fills_ours(saved, tmp_path):
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05)
     theirs.save_pretrained(tmp_path / "theirs")
-    other = fresh(method)
-    files.fill(other, tmp_path / "theirs" / files.WEIGHTS)
     with torch.no_grad():
         expected = theirs(input_ids=tiny.parts(step=1)[0].ids_BT).logits
-    got = tiny.logits_at(tiny.base(Dense()), other, None)
+    adapters = Adapters(tiny.base(Dense()))
+    adapters.load("theirs", tmp_path / "theirs")  # by its own adapter_config.json
+    adapters.use("theirs")
+    got = tiny.logits(adapters.base)
+    other = fresh(method)
+    files.fill(other, tmp_path / "theirs" / files.WEIGHTS)
+    assert torch.equal(tiny.logits_at(tiny.base(Dense()), other, None), got)
     assert (got - tiny.logits(tiny.base(Dense()))).abs().max() > 0.02
     assert (got - expected).abs().max() <= CLOSE * expected.abs().max()
 
