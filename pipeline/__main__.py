@@ -1,7 +1,7 @@
 """`python -m pipeline STAGE --config JSON --input name=path ... --output name=path ...`, or a command on results.
 
 Every line that Snakemake prints with -p can be pasted into a shell.
-Commands: pin, prefetch, table, learning-rates, sensitivity, runs, explain, diff, gc, sync.
+Commands: pin, prefetch, table, choose, export, learning-rates, sensitivity, runs, explain, diff, gc, sync.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 
 COMMANDS = {
     "table": ("pipeline.aggregation.command", "main"),
+    "choose": ("pipeline.aggregation.choose", "main"),
+    "export": ("pipeline.merging.export", "main"),
     "learning-rates": ("pipeline.aggregation.learning_rates", "main"),
     **{name: ("pipeline.sweeps.pins", name) for name in ("pin", "prefetch")},
     "sensitivity": ("pipeline.evaluation.sensitivity", "main"),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Forward, Layers, Method, Places, Positive
+from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Forward, Method, Places, Positive
 from pipeline.adapters.lora import LoRA, LoRALayer, alpha_or_default, at_start
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
@@ -106,7 +106,7 @@ class AdaMixMethod(Method[AdaMix, ExpertLayer]):
             return (first_BTV.sum() + second_BTV.sum()) * 0.0
         return nn.functional.nll_loss(p, batch.labels_BT[labelled_BT]) + consistency(p, q)
 
-    def export(self, at: int | None = None) -> Layers:
+    def export(self, at: int | None = None) -> dict[Site, LoRALayer]:
         """Return the mean of the experts of every site as a plain LoRA."""
         assert at is None, f"AdaMix has no points, got {at}"
         return {site: layer.mean() for site, layer in self.placed.items()}

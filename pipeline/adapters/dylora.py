@@ -19,7 +19,7 @@ from annotated_types import Interval, Len
 from pydantic import model_validator
 from torch import Tensor
 
-from pipeline.adapters.base import AdapterSettings, Count, Layers, Method, Places, Positive
+from pipeline.adapters.base import AdapterSettings, Count, Method, Places, Positive
 from pipeline.adapters.lora import LoRA, LoRALayer, alpha_or_default, at_start, peft_lora
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
@@ -154,7 +154,7 @@ class DyLoRAMethod(Method[DyLoRA, DyLoRALayer]):
             )
         return b
 
-    def export(self, at: int | None = None) -> Layers:
+    def export(self, at: int | None = None) -> dict[Site, LoRALayer]:
         """Return plain LoRA layers of any rank from 1 to max_rank (None: max_rank)."""
         b = self.checked(at)
         return {

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pipeline.adapters.base import AdapterSettings, Method, Places
+from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core import records
 from pipeline.core.records import RecordError
 from pipeline.core.settings import build
@@ -54,20 +54,16 @@ def save(method: Method[Any, Any], folder: Path, *, base_name: str) -> None:
     records.write(folder / RECORD, stage="adapter", settings=method.settings.node(), result=result, about={})
 
 
-def restored(folder: Path, places: Places) -> Method[Any, Any]:
-    """Return the method of a folder, placed and filled, to compute and not to train; the folder says what it is.
+def made_of(folder: Path) -> tuple[AdapterSettings, int, int]:
+    """Return the settings, the seed and the number of steps of the method that was saved in a folder.
 
     Raises:
-        RecordError: as `load`.
-        SettingsError: the places are not those of the model that it was trained on.
+        RecordError: there is no whole record in it.
     """
     record = records.read(folder / RECORD, "adapter")
     settings = build(record.settings, "adapter")
     assert isinstance(settings, AdapterSettings)
-    method = settings.method(record.result["seed"], record.result["total_steps"])
-    method.place(places)
-    load(method, folder)
-    return method.eval()
+    return settings, record.result["seed"], record.result["total_steps"]
 
 
 def load(method: Method[Any, Any], folder: Path) -> None:

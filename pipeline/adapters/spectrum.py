@@ -10,18 +10,20 @@ from torch import Tensor
 
 SHOWN = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 """Quantiles that stand for a spectrum."""
+DIGITS = 4
+"""Decimals kept."""
 
 
 @torch.no_grad()
 def effective_rank(A_RI: Tensor, B_OR: Tensor) -> float:
-    """Return exp of the entropy of the singular values of B A, summing to one: R where all are equal, 0 where B A is 0.
+    """Return exp of the entropy of the shares of the singular values of B A: R where all are equal, 0 where B A is 0.
 
     Roy & Vetterli 2007, The effective rank. The singular values are those of the triangles of B and A^T, (R, R).
     """
     triangle_of_B, triangle_of_A = (torch.linalg.qr(factor.double().cpu(), "r").R for factor in (B_OR, A_RI.T))
     share_R = torch.linalg.svdvals(triangle_of_B @ triangle_of_A.T)
     total = share_R.sum()
-    return float(torch.special.entr(share_R / total).sum().exp()) if total > 0 else 0.0
+    return round(float(torch.special.entr(share_R / total).sum().exp()), DIGITS) if total > 0 else 0.0
 
 
 @torch.no_grad()
@@ -32,4 +34,4 @@ def rotation_angles(rotation_NCC: Tensor) -> dict[str, float]:
     """
     angle_X = torch.linalg.eigvals(rotation_NCC.double().cpu()).angle().abs().flatten() * (180 / math.pi)
     quantiles = torch.quantile(angle_X, torch.tensor(list(SHOWN.values()), dtype=torch.float64))
-    return {name: round(value, 4) for name, value in zip(SHOWN, quantiles.tolist(), strict=True)}
+    return {name: round(value, DIGITS) for name, value in zip(SHOWN, quantiles.tolist(), strict=True)}

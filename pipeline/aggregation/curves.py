@@ -71,12 +71,17 @@ def training_curves(comparison: Comparison, curves: Curves) -> Figure:
     return figure
 
 
+def named(line: Line) -> str:
+    """Return what tells a line, with all of its ranks, from the others of its method."""
+    size = f"{(line.size_axis or '').replace('_', ' ')} {line.size or ''}".strip()
+    return ", ".join(part for part in (size, line.variant, line.quantization) if part)
+
+
 def _curves(ax: Axes, line: Line, curves: list[Curve], color: str, alpha: float) -> None:
     """Draw the mean of the seeds that went to their end, with the band that they span, and where others failed."""
     look: dict[str, Any] = {"color": color, "alpha": min(1, alpha), "linewidth": 1.3}
     look["linestyle"] = "-" if line.quantization == "none" else (0, (5, 1.5))
-    size = f"{(line.size_axis or '').replace('_', ' ')} {line.size or ''}".strip()
-    label = ", ".join(part for part in (size, line.variant, line.quantization) if part)
+    label = named(line)
     whole = [curve for curve in curves if curve.whole]
     if whole:
         steps = whole[0].steps

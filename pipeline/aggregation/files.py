@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.aggregation import figures, tables
+from pipeline.aggregation import figures, insight, tables
 from pipeline.aggregation.comparison import Comparison
 from pipeline.aggregation.curves import read_curves
 from pipeline.aggregation.layers import layers_csv, read_layers
@@ -53,6 +53,7 @@ def read_comparison(path: Path) -> Comparison:
 def write_figures(folder: Path, sweep: Sweep, comparison: Comparison) -> None:
     """Draw every figure into `folder`, which afterwards holds nothing else."""
     drawn = figures.draw(comparison, read_curves(sweep), read_layers(sweep))
+    drawn |= insight.draw(comparison, insight.read(sweep))
     with records.writing(folder) as unfinished:
         unfinished.mkdir()
         for name, data in drawn.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.aggregation import layout, samples, style, wording
+from pipeline.aggregation import insight, layout, samples, style, wording
 from pipeline.aggregation.comparison import Column, Comparison
 from pipeline.aggregation.layout import Entry
 from pipeline.aggregation.origins import origins
@@ -91,7 +91,7 @@ def _inline(path: Path) -> Markup:
 def _figures(files: dict[str, bytes]) -> list[Drawn]:
     return [
         Drawn(name, title, caption, Markup(style.inline(files[f"{name}.svg"], name)))  # noqa: S704  (drawn by us)
-        for name, (title, caption) in CAPTIONS.items()
+        for name, (title, caption) in (CAPTIONS | insight.CAPTIONS).items()
         if f"{name}.svg" in files
     ]
 

@@ -77,6 +77,7 @@ class Sweep:
     runs: tuple[Subject, ...]
     data: dict[str, Expected]
     report: Report
+    price_per_hour: float | None = None
 
     def task(self, role: str) -> list[TaskPlan]:
         """Return the tasks of one role, in the order of the plan."""
@@ -138,6 +139,7 @@ def load(path: Path) -> Sweep:
             runs=tuple(_subject(node) for node in plan["runs"]),
             data={task: Expected(**node) for task, node in plan["data"].items()},
             report=parse(Report, plan["report"], "report"),
+            price_per_hour=plan["price_per_hour"],
         )
     except (KeyError, TypeError) as error:
         raise RecordError(

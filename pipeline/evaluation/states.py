@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.adapters.base import Method
 from pipeline.core.records import Record, RecordError
 from pipeline.evaluation.answers import Candidates
+from pipeline.evaluation.cost import watched, weight_bytes
 from pipeline.evaluation.generate import Questions
 from pipeline.evaluation.likelihood import Chunks
 from pipeline.models.load import Base
@@ -30,25 +31,31 @@ class Subject:
 def evaluate(
     subject: Subject, task: Task, rows: list[Row], merge: Record | None
 ) -> tuple[dict[str, Items], dict[str, Any]]:
-    """Return the items of every wanted state, and what the record says of them; `failed` are those without numbers.
+    """Return the items of every wanted state, and what the record says of them.
+
+    `failed` are the states without numbers; `costs` is for the record's about.
 
     Raises:
         RecordError: a merged state is not the one that was reported.
     """
     base = subject.base
     questions = exam(task, rows, base)
-    items, states, failed = {}, {}, {}
+    items, states, failed, costs = {}, {}, {}, {}
     for label in subject.wanted:
         with entered(base, subject.method, label) as digest:
             if digest is not None:
                 _check(str(label), digest, merge)
             try:
-                found = questions.items(base.model)
+                with watched(base.device) as costs[str(label)]:
+                    found = questions.items(base.model)
             except FloatingPointError as error:  # the other states may well compute some
                 failed[str(label)] = str(error)
                 continue
+            beside = subject.method.export(label.at) if subject.method and label.state == "trained" else {}
+            held = weight_bytes(base, beside)
         items[str(label)] = found
-        states[str(label)] = {"digest": digest, "truncated": sum(item.get("stop") == "length" for item in found)}
+        truncated = sum(item.get("stop") == "length" for item in found)
+        states[str(label)] = {"digest": digest, "truncated": truncated, "weight_bytes": held}
     assert task.generation is not None
     arithmetic = {"dtype": str(base.dtype).removeprefix("torch."), "attention": base.model.config._attn_implementation}
     return items, {
@@ -58,6 +65,7 @@ def evaluate(
         "states": states,
         "skipped": subject.skipped,
         "failed": failed,
+        "costs": costs,
     } | questions.facts()
 
 

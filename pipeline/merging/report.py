@@ -10,11 +10,15 @@ of the weights or less is rounded away when a base that lies on its grid is put 
 
 Where the base's format takes an update into its scales or zero points, no code changes, and what ships is what was
 scored as trained: `exact` is the share of sites where that is so, `requantized` counts the others by the reason.
+
+Where the base's format cuts weights into blocks that share a scale, each site also says by how much the update widens
+what a scale must span: quantiles over the blocks of absmax(W') / absmax(W), blocks of zeros left out.
 """
 
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +31,7 @@ from pipeline.models.states import OWN_CODES, Label, digest_of, labels, merge, s
 
 PARTS = ("weight", "meant", "delta", "kept", "error")
 """The squared norms of W, W', dW and M - W', and the product of M - W0 and dW (kept). They add up over sites."""
+SPANS = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
 def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str, Any]:
@@ -41,17 +46,18 @@ def report(base: Base, method: Method[Any, Any], states: list[str]) -> dict[str,
 def _state(base: Base, method: Method[Any, Any], label: Label) -> dict[str, Any]:
     layers = merge(base, method, label)
     updates = method.updates(label.at)
-    parts = {
-        site: _parts(base, site, update, layers[base.whole(site)], label.state) for site, update in updates.items()
+    found = {
+        site: _measured(base, site, update, layers[base.whole(site)], label.state) for site, update in updates.items()
     }
     whys = {whole: _why_requantized(base, whole, updates, label.state) for whole in layers}
     return {
         "digest": digest_of(layers),
         "exact": sum(why == "" for why in whys.values()) / len(whys) if label.state == OWN_CODES else None,
         "requantized": Counter(why for why in whys.values() if why),
-        **_ratios({part: sum(one[part] for one in parts.values()) for part in PARTS}),
+        **_ratios({part: sum(parts[part] for parts, _ in found.values()) for part in PARTS}),
         "sites": [
-            {"site": site.name, "role": site.role, "layer": site.layer} | _ratios(one) for site, one in parts.items()
+            {"site": site.name, "role": site.role, "layer": site.layer, "block_absmax_ratio": spans} | _ratios(parts)
+            for site, (parts, spans) in found.items()
         ],
     }
 
@@ -67,14 +73,26 @@ def _why_requantized(base: Base, whole: Site, updates: dict[Site, Update], state
 
 
 @torch.no_grad()
-def _parts(base: Base, site: Site, update: Update, merged: FrozenLinear, state: str) -> dict[str, float]:
+def _measured(
+    base: Base, site: Site, update: Update, merged: FrozenLinear, state: str
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Return the parts of one site, and how much wider its blocks are."""
     weight = source_weight(base, site, state).double()
     meant, _ = update.apply(weight, None)
     without = base.frozen()[site].dense_weight(torch.float32).double() if state.startswith("requantized") else weight
     whole_OI = merged.dense_weight(torch.float32).double()
     shipped, delta = whole_OI if site.rows is None else whole_OI[list(site.rows)], meant - weight
     pairs = ((weight, weight), (meant, meant), (delta, delta), (shipped - without, delta), (shipped - meant,) * 2)
-    return {part: _product(*pair) for part, pair in zip(PARTS, pairs, strict=True)}
+    parts = {part: _product(*pair) for part, pair in zip(PARTS, pairs, strict=True)}
+    return parts, _widened(base.format.block_absmax(weight), base.format.block_absmax(meant))
+
+
+def _widened(before_S: Tensor | None, after_S: Tensor | None) -> dict[str, float] | None:
+    """Return quantiles of the ratio of two block scales; None without blocks, or with zeros alone."""
+    if before_S is None or after_S is None or not (some_S := before_S > 0).any():
+        return None
+    ratios = np.quantile((after_S[some_S] / before_S[some_S]).double().cpu().numpy(), list(SPANS.values()))
+    return dict(zip(SPANS, ratios.tolist(), strict=True))
 
 
 def _product(a: Tensor, b: Tensor) -> float:

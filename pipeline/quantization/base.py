@@ -62,6 +62,10 @@ class Format(Settings):
     def dequantize(self, stored: QuantizedWeight, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight (O, I) in `dtype` (None: the dtype it had), rounded once from float32."""
 
+    def block_absmax(self, weight_OI: Tensor) -> Tensor | None:
+        """Return the largest magnitude in every block of a weight that shares a scale, (S); None without blocks."""
+        return None
+
     def shifted(self, stored: QuantizedWeight, delta_OI: Tensor) -> QuantizedWeight:
         """Return the stored form of W + delta with the codes as they are, exact to one rounding in float32.
 

@@ -64,6 +64,9 @@ class Codebook(Format):
         values_N = dequantize_blocks(stored.tensors["packed"], absmax_S, self.block_size, self.levels)[: O * I]
         return values_N.view(O, I).to(dtype or stored.dtype)
 
+    def block_absmax(self, weight_OI: Tensor) -> Tensor:
+        return blocks_of(weight_OI.detach().float().flatten(), self.block_size).abs().amax(1)
+
     def row_scaled(self, stored: QuantizedWeight, scale_O: Tensor) -> QuantizedWeight:
         """Multiply a row's scales: exact where a block lies within one row and its scale is kept in float32.
 
@@ -152,10 +155,15 @@ def _midpoints_and_codes(levels: tuple[float, ...], device: torch.device) -> tup
     return (ascending[:-1] + ascending[1:]) / 2, code.to(torch.uint8)
 
 
+def blocks_of(values_N: Tensor, block_size: int) -> Tensor:
+    """Return the values in blocks (S, K), the last one filled up with zeros."""
+    return torch.nn.functional.pad(values_N, (0, -len(values_N) % block_size)).view(-1, block_size)
+
+
 def quantize_blocks(values_N: Tensor, block_size: int, levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Return the packed codes, ((N + 1) // 2, 1) uint8, and the absmax of each block, (S) float32."""
     N = values_N.numel()
-    blocks_SK = torch.nn.functional.pad(values_N, (0, -N % block_size)).view(-1, block_size)
+    blocks_SK = blocks_of(values_N, block_size)
     absmax_S = blocks_SK.abs().amax(1)
     unit_SK = blocks_SK * (1 / absmax_S.clamp_min(SMALLEST_DIVISOR))[:, None]
     if N % block_size:

@@ -76,10 +76,13 @@ class Writer(Shards):
     def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
         """Write the last shard, the index and, where transformers can read the weights, config.json.
 
+        Without a format of its own the folder is of a plain model.
         `config` is the model's own; `unquantized` names the linear modules that were added as they are.
         """
         self.close(**{DTYPE: dtype_name(self._dtype)})
-        if (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
+        if not self._format.own_folder:
+            self._write_json(CONFIG, config)
+        elif (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
             self._write_json(CONFIG, config | {"quantization_config": quantization})
 
 

@@ -31,8 +31,9 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     labelled = ({"state": state} | item for state, found in items.items() for item in found)
     names = {"task": task.name, "generation_id": task.generation.id}
     result = names | {"items_sha256": rows.write(outputs["items"], labelled)} | result
-    made = records.sizes(outputs["record"], [outputs["items"]])
-    about = provenance.about(about.pop("started"), device=provenance.device_name(str(device)), files=made, **about)
+    about |= {"device": provenance.device_name(str(device)), "costs": result.pop("costs", {})}
+    about |= {"files": records.sizes(outputs["record"], [outputs["items"]])}
+    about = provenance.about(about.pop("started"), **about)
     records.write(outputs["record"], stage="evaluate", settings=settings, result=result, about=about, status=status)
     counted = {fact: len(names) for fact in ("too_long", "cut") if (names := result.get(fact))}
     told = "".join(f"; {count} prompts {fact.replace('_', ' ')}" for fact, count in counted.items())

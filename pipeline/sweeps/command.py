@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.core import records
 from pipeline.core.records import Record, RecordError
-from pipeline.core.settings import SettingsError, canonical, nearest
+from pipeline.core.results import find_run, plans
+from pipeline.core.settings import SettingsError, canonical
 from pipeline.sweeps import closure
 from pipeline.sweeps.nodes import flat
 
@@ -38,7 +39,7 @@ def explain(argv: list[str]) -> int:
     parser = _parser("explain", explain)
     parser.add_argument("run", help="the run's folder, or the beginning of its name")
     given = parser.parse_args(argv)
-    folder = _find(given.results, given.run)
+    folder = find_run(given.results, given.run)
     print(f"{folder}\n")
     for path in (path for pattern in RECORDS for path in sorted(folder.glob(pattern))):
         _explain_record(path.relative_to(folder), records.read(path))
@@ -55,7 +56,7 @@ def diff(argv: list[str]) -> int:
     parser.add_argument("a")
     parser.add_argument("b")
     given = parser.parse_args(argv)
-    one, other = (records.read(_find(given.results, name) / "train.json") for name in (given.a, given.b))
+    one, other = (records.read(find_run(given.results, name) / "train.json") for name in (given.a, given.b))
     for title, part in (("settings", "settings"), ("result", "result"), ("about", "about")):
         old, new = flat(getattr(one, part)), flat(getattr(other, part))
         keys = sorted(key for key in old | new if old.get(key) != new.get(key))
@@ -110,17 +111,6 @@ def _folders(results: Path, kind: str) -> list[Path]:
     return sorted(path for path in (results / kind).glob("*") if path.is_dir())
 
 
-def _find(results: Path, name: str) -> Path:
-    """Return the one run folder whose name begins with `name`."""
-    known = [folder.name for folder in _folders(results, "runs")]
-    found = [folder for folder in known if folder.startswith(Path(name).name)]
-    if len(found) == 1:
-        return results / "runs" / found[0]
-    if found:
-        raise SettingsError(f"{name}: several runs begin so. Say one of: {', '.join(found)}.")
-    raise SettingsError(f"{name}: there is no such run in {results}/runs.{nearest(name, known)}")
-
-
 def _outcome(folder: Path) -> tuple[str, str, str, str]:
     """Return status, steps, final loss and seconds of a run."""
     try:
@@ -142,8 +132,7 @@ def _explain_record(path: Path, record: Record) -> None:
 
 def _tables(results: Path) -> dict[str, set[str]]:
     """Return table -> the paths of all records that its plan names."""
-    plans = sorted(results.glob("tables/*/sweep.json"))
-    return {plan.parent.name: set(_paths(records.read(plan, "plan").result)) for plan in plans}
+    return {name: set(_paths(records.read(plan, "plan").result)) for name, plan in plans(results).items()}
 
 
 def _with(folder: Path, tables: dict[str, set[str]]) -> list[str]:

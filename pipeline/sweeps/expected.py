@@ -25,6 +25,7 @@ def expected(grid: Grid, runs: list[Run], bases: list[BaseAlone]) -> Node:
         "runs": [_run(run) for run in runs],
         "bases": [_base(base) for base in bases],
         "report": grid.single["report"],
+        "price_per_hour": grid.single["hardware"]["price_per_hour"],
     }
 
 

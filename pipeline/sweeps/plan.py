@@ -29,7 +29,7 @@ BY_WILDCARDS = Signature([Parameter("wildcards", Parameter.POSITIONAL_OR_KEYWORD
 
 RESULTS = Path("results")
 MEMORY = Path(".snakemake/sweep")
-INERT = ("tracker", "hardware.gpus", "hardware.jobs_per_gpu", "hardware.mem_mb", "hardware.runtime")
+INERT = ("tracker", *(f"hardware.{key}" for key in ("gpus", "jobs_per_gpu", "mem_mb", "runtime", "price_per_hour")))
 """Settings that no result depends on, beside `COSTS`."""
 TABLE = ("plan", "aggregate", "figures", "report")
 """The stages that serve a whole table. The last one's record names what all have made."""

@@ -78,3 +78,4 @@ class Hardware(Settings):
     )  # fmt: skip
     mem_mb: int = Field(ge=1, default=2000, description="host memory of one job, for schedulers")
     runtime: int = Field(ge=1, default=60, description="minutes of one job, for schedulers")
+    price_per_hour: float | None = Field(gt=0, default=None, description="of what one job takes, in any currency")

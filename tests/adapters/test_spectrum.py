@@ -18,7 +18,7 @@ def test_effective_rank_is_the_entropy_of_the_whole_product_s_singular_values(se
     A_RI, B_OR = torch.randn(4, 30, generator=draw), torch.randn(20, 4, generator=draw)
     share = torch.linalg.svdvals((B_OR @ A_RI).double())
     share = share[share > 1e-4] / share.sum()
-    assert effective_rank(A_RI, B_OR) == pytest.approx(math.exp(-(share * share.log()).sum()), rel=1e-5)
+    assert effective_rank(A_RI, B_OR) == pytest.approx(math.exp(-(share * share.log()).sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize(("B", "expected"), [(torch.eye(6, 3), 3.0), (torch.zeros(6, 3), 0.0)])

@@ -9,12 +9,14 @@ import numpy as np
 
 from pipeline.core import records
 from pipeline.core.settings import digest
+from tests.aggregation.made_up_insight import insight, sites, weight_bytes
 
 STATES = ["trained", "merged-original", "requantized-dequantized"]
 RULES = {
     "gsm8k-demo": {"strict": ("%", "higher", "mean"), "flexible": ("%", "higher", "mean")},
     "gsm8k-base-demo": {"strict": ("%", "higher", "mean"), "flexible": ("%", "higher", "mean")},
     "ppl-demo": {"ppl": ("ppl", "lower", "exp-mean")},
+    "gsm8k-demo-dev": {"strict": ("%", "higher", "mean"), "flexible": ("%", "higher", "mean")},
     "rouge-demo": dict.fromkeys(("rougeL", "rouge1", "rouge2", "rougeLsum"), ("F1 x 100", "higher", "mean")),
 }
 TASKS = [
@@ -46,6 +48,7 @@ class Plan:
     stale: set[str] = field(default_factory=set)
     kept: set[str] = field(default_factory=set)
     report: dict = field(default_factory=dict)
+    price_per_hour: float | None = None
 
 
 class Maker:
@@ -73,18 +76,21 @@ class Maker:
             "name": self.name, "overrides": [], "axes": [], "tasks": tasks, "states": STATES, "runs": runs,
             "bases": bases, "data": {task: self.data(task) for task, *_ in self.plan.tasks},
             "report": {"_target_": "pipeline.aggregation.settings.Report"} | self.plan.report,
+            "price_per_hour": self.plan.price_per_hour,
         }  # fmt: skip
         path = self.results / "tables" / self.name / "sweep.json"
         records.write(path, stage="plan", settings={"sweep": self.name}, result=result, about={})
         return path
 
-    def record(self, path: str, stage: str, result: dict, *, status: str = "ok", stale: bool = False) -> dict:
-        settings = {"stage": stage, "path": path}
+    def record(
+        self, path: str, stage: str, result: dict, *, status: str = "ok", stale: bool = False, **more: dict
+    ) -> dict:
+        settings = {"stage": stage, "path": path} | more.get("settings", {})
         about = {
             "code": CODE, "upstream": UPSTREAM, "time": "2026-11-21T20:00:00Z", "seconds": 7.25, "host": "node-7",
             "machine": "Linux x86_64", "commit": "c0ffee123456", "versions": {"python": "3.11.7", "torch": "2.13.0"},
-            "device": "CPU x86_64",
-        }  # fmt: skip
+            "device": "CPU x86_64", "training_seconds": 5.0,
+        } | more.get("about", {})  # fmt: skip
         written = settings | ({"learning_rate": 9} if stale else {})
         records.write(self.results / path, stage=stage, settings=written, result=result, about=about, status=status)
         return {"path": path, "settings": digest(settings, 16), "code": CODE, "upstream": UPSTREAM}
@@ -107,7 +113,7 @@ class Maker:
         return self.record(
             f"data/{task}-00000000/manifest.json", "prepare_data",
             {"name": task, "splits": {"test": split}, "license": "Apache-2.0", "source": "generated",
-             "overlap": {"test": {"equal": [], "near": []}}},
+             "overlap": {"test": {"equal": [], "near": []}}}, settings={"data": {"seed": 0}},
         )  # fmt: skip
 
     def base(self, quantization: str) -> dict:
@@ -159,7 +165,7 @@ class Maker:
             labels = [x for x in labels if x not in skipped]
         status = "diverged" if name in self.plan.diverged else "ok"
         failed = {"reason": "the loss is not finite", "step": 12} if status == "diverged" else None
-        train = self.trained(size * per_unit, size, ranks)
+        train = self.trained(size * per_unit, size, ranks) | {"insight": insight(adapter, size)}
         if failed:
             train = failed | {
                 "curve": [*train["curve"][:3], train["curve"][3] | {"loss": 1e30}, {"step": 20, "loss": None}]
@@ -211,7 +217,7 @@ class Maker:
         states = {
             label: {"digest": digest(label), "relative_update": None if label.endswith("@r1") else 0.08,
                     "survival": None if label.endswith("@r1") else 0.62 if "requantized" in label else 1.0,
-                    "error": 0.01, "sites": []}
+                    "error": 0.01, "sites": sites(quantized=not skipped)}
             for label in labels if not label.startswith("trained")
         }  # fmt: skip
         return {"states": states, "skipped": skipped}
@@ -241,14 +247,24 @@ class Maker:
         if not likelihood:
             text = "".join(json.dumps(reply) + "\n" for reply in replies).encode()
             records.write_atomic(self.results / f"{stem}.jsonl", text)
+        asked = {"id": generation, "split": "dev" if task.endswith("-dev") else "test", "max_new_tokens": 48}
+        held = {label: {"weight_bytes": weight_bytes(folder, label)} for label in ability}
         evaluated = failed or {
-            "task": task, "generation": {"id": generation, "split": "test", "max_new_tokens": 48},
-            "kind": "likelihood" if likelihood else "replies", "n": n, "skipped": skipped, "states": {},
+            "task": task, "generation": asked, "states": held,
+            "kind": "likelihood" if likelihood else "replies", "n": n, "skipped": skipped,
             "items_sha256": None if likelihood else records.file_sha256(self.results / f"{stem}.jsonl"),
         }  # fmt: skip
         scored = {"status": status, "generation_id": generation, "items": [] if failed else items}
         scored |= {"rules": {} if failed else rules} | (failed or {})
-        return self.record(f"{stem}.json", "evaluate", evaluated, status=status), scored
+        made = self.record(
+            f"{stem}.json",
+            "evaluate",
+            evaluated,
+            status=status,
+            settings={"task": {"name": task, "generation": asked}, "evaluation": {"precision": "fp32"}},
+            about={"costs": {label: {"seconds": 0.002 * n} for label in ability}},
+        )
+        return made, scored
 
     def rules(self, task: str, ability: dict) -> dict:
         found = {}

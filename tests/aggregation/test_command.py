@@ -14,14 +14,9 @@ from pipeline.stages import aggregate, figures, report
 
 MADE = ["aggregate.json", "layers.csv", "report.html", "rows.csv", "table.csv", "table.md", "table.tex", "table.txt"]
 FIGURES = [
-    "layer-errors",
-    "layer-losses",
-    "rank-curve",
-    "retention-vs-gain",
-    "score-vs-parameters",
-    "states",
-    "training-curves",
-]
+    "block-range", "drawn-ranks", "effective-rank", "layer-errors", "layer-losses", "rank-curve", "retention-vs-gain",
+    "score-vs-parameters", "states", "training-curves", "update-size",
+]  # fmt: skip
 
 
 def contents(folder):
@@ -36,6 +31,7 @@ def contents(folder):
 def undrawn(monkeypatch):
     """Draw no figures, which take most of the time of a table."""
     monkeypatch.setattr("pipeline.aggregation.figures.draw", lambda *_: {"states.svg": b"<svg></svg>"})
+    monkeypatch.setattr("pipeline.aggregation.insight.draw", lambda *_: {})
 
 
 def test_the_same_bytes_again_from_a_copy_elsewhere(small, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from pipeline.aggregation import report, samples, style
+from pipeline.aggregation import insight, report, samples, style
 from pipeline.aggregation.compare import compare
 from pipeline.aggregation.curves import read_curves
 from pipeline.aggregation.figures import draw
@@ -33,7 +33,7 @@ def comparison(sweep):
 
 @pytest.fixture(scope="module")
 def figures(sweep, comparison):
-    return draw(comparison, read_curves(sweep), read_layers(sweep))
+    return draw(comparison, read_curves(sweep), read_layers(sweep)) | insight.draw(comparison, insight.read(sweep))
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,13 @@ def page(sweep, comparison, figures):
 def test_figures_are_the_same_bytes_again_whatever_a_users_matplotlibrc_says(sweep, comparison, figures, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "xtick.major.size", 30)
     monkeypatch.setitem(mpl.rcParams, "axes.linewidth", 9)
-    assert draw(comparison, read_curves(sweep), read_layers(sweep)) == figures
+    again = draw(comparison, read_curves(sweep), read_layers(sweep)) | insight.draw(comparison, insight.read(sweep))
+    assert again == figures
 
 
 def test_figures_hold_their_data(figures):
     text = {name: drawn.decode() for name, drawn in figures.items()}
-    assert set(text) == {f"{name}.svg" for name in report.CAPTIONS}
+    assert set(text) == {f"{name}.svg" for name in report.CAPTIONS | insight.CAPTIONS}
     for drawn in text.values():
         assert "<dc:date>" not in drawn
         assert "matplotlib" not in drawn.lower().replace("matplotlib.axis", "")
@@ -215,7 +216,7 @@ def test_a_browser_finds_no_error_and_loads_nothing(seen):
 
 def test_a_browser_draws_every_figure(seen):
     figures = {figure["id"]: figure for figure in seen[0]["figures"]}
-    assert set(figures) == {f"figure-{name}" for name in report.CAPTIONS}
+    assert set(figures) == {f"figure-{name}" for name in report.CAPTIONS | insight.CAPTIONS}
     for figure in figures.values():
         assert figure["width"] > 300
         assert figure["height"] > 200

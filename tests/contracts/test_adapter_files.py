@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.adapters import files
 from pipeline.core.records import RecordError
+from pipeline.models.trained import Adapters
 from pipeline.quantization.nf4 import NF4
 from pipeline.quantization.none import Dense
 from tests.adapters import tiny
@@ -116,9 +117,12 @@ def test_every_saved_tensor_counts(saved):
 @every_adapter
 def test_peft_computes_the_same_from_our_file(saved):
     method, folder = saved
+    said = json.loads((folder / files.RECORD).read_text())["result"]["not_in_peft"]
     if method.peft() is None:
         assert not (folder / files.CONFIG).exists()
+        assert said == method.not_peft
         return
+    assert said is None
     peft = pytest.importorskip("peft")
     expected = tiny.logits_at(tiny.base(Dense()), method, None)
     loaded = peft.PeftModel.from_pretrained(tiny.model(), folder).eval()  # a missing key warns, so it is an error
@@ -142,11 +146,15 @@ def test_peft_s_own_file_fills_ours(saved, tmp_path):
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05)
     theirs.save_pretrained(tmp_path / "theirs")
-    other = fresh(method)
-    files.fill(other, tmp_path / "theirs" / files.WEIGHTS)
     with torch.no_grad():
         expected = theirs(input_ids=tiny.parts(step=1)[0].ids_BT).logits
-    got = tiny.logits_at(tiny.base(Dense()), other, None)
+    adapters = Adapters(tiny.base(Dense()))
+    adapters.load("theirs", tmp_path / "theirs")  # by its own adapter_config.json
+    adapters.use("theirs")
+    got = tiny.logits(adapters.base)
+    other = fresh(method)
+    files.fill(other, tmp_path / "theirs" / files.WEIGHTS)
+    assert torch.equal(tiny.logits_at(tiny.base(Dense()), other, None), got)
     assert (got - tiny.logits(tiny.base(Dense()))).abs().max() > 0.02
     assert (got - expected).abs().max() <= CLOSE * expected.abs().max()
 
@@ -159,4 +167,21 @@ def test_a_slice_of_a_fused_projection_is_not_passed_off_as_peft(saved, tmp_path
     method.placed = {type(site)(**fields | {"rows": tuple(range(site.out_features))}): layer}
     files.save(method, tmp_path / "slice", base_name="tiny")
     assert not (tmp_path / "slice" / files.CONFIG).exists()
-    assert files.CONFIG not in json.loads((tmp_path / "slice" / files.RECORD).read_text())["result"]["files"]
+    result = json.loads((tmp_path / "slice" / files.RECORD).read_text())["result"]
+    assert files.CONFIG not in result["files"]
+    assert "PEFT" in result["not_in_peft"]
+
+
+@every_adapter
+def test_what_ships_computes_what_is_exported(saved, tmp_path):
+    """At each point the shipped method's own folder, loaded by what it says of itself, is bit for bit the same."""
+    method, _ = saved
+    base = tiny.base(Dense())
+    for at in tiny.points(method):
+        files.save(method.shipped(at), tmp_path / "shipped", base_name="tiny")
+        settings, seed, total_steps = files.made_of(tmp_path / "shipped")
+        again = settings.method(seed, total_steps)
+        again.place(base.offered())
+        files.load(again, tmp_path / "shipped")
+        base.attach(again.eval().placed)
+        assert torch.equal(tiny.logits(base), tiny.logits_at(base, method, at))

@@ -51,6 +51,7 @@ def test_a_dense_merge_keeps_the_whole_update(prepared, format_):
     assert found["survival"] == pytest.approx(1, abs=1e-5)
     assert found["error"] < 1e-7
     assert len(found["sites"]) == 14
+    assert all((row["block_absmax_ratio"] is None) == (format_ == "none") for row in found["sites"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -95,6 +96,10 @@ def test_every_figure_by_its_definition(prepared):
             assert row["survival"] == pytest.approx(kept / norm(delta) ** 2, rel=1e-3)
             assert row["error"] == pytest.approx(norm(shipped - meant) / norm(meant), rel=1e-3, abs=1e-7)
             assert (row["role"], row["layer"]) == (site.role, site.layer)
+            widened = (weight + delta).view(-1, 64).abs().amax(1) / weight.view(-1, 64).abs().amax(1)
+            for name, quantile in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+                expected = float(torch.quantile(widened, quantile))
+                assert row["block_absmax_ratio"][name] == pytest.approx(expected, rel=1e-4)
         weight, delta, kept, error, meant = (sum(column) for column in zip(*parts, strict=True))
         assert found[state]["relative_update"] == pytest.approx((delta / weight) ** 0.5, rel=1e-4)
         assert found[state]["survival"] == pytest.approx(kept / delta, rel=1e-3)

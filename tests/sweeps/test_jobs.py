@@ -45,6 +45,7 @@ ASKED = {"evaluate", "score", "evaluate_base", "score_base"}
         ("model.training.steps=77", set(RULES) - {"prepare_data"}),
         ("tracker=wandb", set()),
         ("tracker.project=x hardware.mem_mb=9 hardware.runtime=9 hardware.gpus=1 report.samples=1", set()),
+        ("hardware.price_per_hour=2.5", set()),
     ],
 )
 def test_what_moves(plan, overrides, moved):
