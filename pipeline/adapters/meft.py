@@ -118,11 +118,11 @@ class Reversible(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for n in reversed(range(len(ctx.blocks))):
             with replayed(ctx.chances[n], dy.device):
-                (x1, x2), (dx1, dx2), own = layer.undo(n, ctx.blocks[n], (y1, y2), (dy1, dy2), ctx.dtype)
+                # x1 and x2 of this block are y2 and y1 of the one before: the two were swapped.
+                (y2, y1), (dy2, dy1), own = layer.undo(n, ctx.blocks[n], (y1, y2), (dy1, dy2), ctx.dtype)
             gradients[:0] = own
-            y2, y1, dy2, dy1 = x1, x2, dx1, dx2
-        layer.watch(x1, x2)
-        return (dx1 + dx2).to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, *gradients
+        layer.watch(y2, y1)
+        return (dy1 + dy2).to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, *gradients
 
 
 class StackLayer(AdapterLayer):
