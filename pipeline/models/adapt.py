@@ -5,6 +5,7 @@ from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core import records
 from pipeline.core.settings import SettingsError
 from pipeline.models.load import Base
+from pipeline.quantization.base import Format
 from pipeline.quantization.none import Dense
 
 
@@ -21,14 +22,25 @@ def adapt(base: Base, adapter: AdapterSettings, seed: int, total_steps: int) -> 
         SettingsError: the method does not go with this base.
     """
     method = adapter.method(seed=seed, total_steps=total_steps)
-    allowed, reason = method.quantized_base
-    if not allowed and not isinstance(base.format, Dense):
-        raise SettingsError(
-            f"adapter: {adapter.label} needs a base that is not quantized, got {base.format.name}: {reason}. "
-            "Set quantization to none."
-        )
+    check_format(method, base.format)
     base.attach(method.place(base.offered()))
     return method
+
+
+def check_format(method: Method, format_: Format) -> None:
+    """Refuse a format of weights that the method does not go with.
+
+    Raises:
+        SettingsError: the base is quantized and must not be, or the other way round.
+    """
+    dense = isinstance(format_, Dense)
+    allowed, reason = method.unquantized_base if dense else method.quantized_base
+    if not allowed:
+        wanted, do = ("quantized", "nf4-double") if dense else ("not quantized", "none")
+        raise SettingsError(
+            f"adapter: {method.settings.label} needs a base that is {wanted}, got {format_.name}: {reason}. "
+            f"Set quantization to {do}."
+        )
 
 
 def restore(base: Base, adapter: AdapterSettings, train: records.Record) -> Method:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.core import records
@@ -23,6 +24,8 @@ from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight, StoredLinear
 
+TAKEN = "taken.safetensors"
+"""Beside the manifest of a base: what was taken out of its weights, for the adapters that start from it."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -101,16 +104,43 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     found = sites.find(empty)
     linears = [site.name for site in found if site.role in LINEAR_ROLES]
     weights = Weights(folder)
+    taken = load_taken(base, made)
     if made.result["files"]:
         quantized, rest = files.read(base.parent / "base", format_, linears)
     else:
-        quantized = {name: _dense(format_, weights.tensor(f"{name}.weight"), DTYPES[dtype]) for name in linears}
+        quantized = {name: _dense(format_, _rest(weights, name, taken), DTYPES[dtype]) for name in linears}
         skip = {f"{name}.weight" for name in linears}
         rest = {name: weights.tensor(name) for name in weights.names() if name not in skip}
     places = _fill(empty, found, quantized, rest, format_, DTYPES[dtype])
+    for site, place in places.items():
+        if isinstance(frozen := place.frozen, FrozenLinear):
+            frozen.taken = taken.get(site.name)
     empty.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Base(empty, tokenizer, format_, places, weights, DTYPES[dtype], torch.device(device))
+
+
+def load_taken(base: Path, made: records.Record) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A and B of what was taken out of each weight before it was stored, by the site's name."""
+    if (expected := made.result["taken"]) is None:
+        return {}
+    path = base.parent / TAKEN
+    records.check_sha256(path, expected)
+    found = load_file(path)
+    return {
+        key.removesuffix(".A"): (found[key], found[f"{key.removesuffix('.A')}.B"])
+        for key in found
+        if key.endswith(".A")
+    }
+
+
+def _rest(weights: Weights, name: str, taken: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Return a weight of the model's folder, without what was taken out of it."""
+    weight_OI = weights.tensor(f"{name}.weight")
+    if name not in taken:
+        return weight_OI
+    A_RI, B_OR = taken[name]
+    return (weight_OI.float() - B_OR @ A_RI).to(weight_OI.dtype)
 
 
 def _dense(format_: Format, weight_OI: Tensor, compute: torch.dtype) -> QuantizedWeight:

@@ -19,7 +19,7 @@ class Stack(nn.ModuleList):
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__(blocks)
-        self.__dict__ |= {"adapter": None, "frozen": self}  # as in a Place; no submodules
+        self.__dict__.update(adapter=None, frozen=self)  # as in a Place; no submodules
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the blocks as the model's own loop is to meet them."""

@@ -122,9 +122,10 @@ def read_made(record: Path) -> Made | None:
 
 @dataclass
 class Run:
-    """A point and its jobs."""
+    """A point and its jobs. `base` is what it is compared with; an adapter that takes trains on one of its own."""
 
     point: Point
+    base: Job
     finetune: Job
     merge: Job
     evaluate: dict[str, Job]
@@ -170,7 +171,7 @@ class Workshop:
     def run(self, point: Point) -> Run:
         """Return the jobs of one fine-tune."""
         settings = point.settings
-        base = self.base(point)
+        base, plain = self.base(point, taking=True), self.base(point)
         made = {name: settings[name] for name in ("adapter", "quantization")} | {"hardware": self._hardware}
         task = settings["training"]["task"]
         slice_ = made | {name: settings[name] for name in ("optimizer", "training", "seed")}
@@ -182,7 +183,7 @@ class Workshop:
         states = {"states": list(MERGED)}
         merge = self._add("merge", (folder,), f"runs/{folder}/merge.json", canonical(made | states), needs)
         seen = made | {"states": self._grid.single["evaluation"]["states"]}
-        return Run(point, finetune, merge, *self._tested(f"runs/{folder}", "", seen, needs | {"merge": merge}))
+        return Run(point, plain, finetune, merge, *self._tested(f"runs/{folder}", "", seen, needs | {"merge": merge}))
 
     def base_alone(self, point: Point) -> BaseAlone:
         """Return the jobs of the base of `point`."""
@@ -191,12 +192,16 @@ class Workshop:
         tested = self._tested(f"bases/{base.wildcards[0]}", "_base", seen, base.needs | {"base": base})
         return BaseAlone(point.model, point.choices["quantization"], base, *tested)
 
-    def base(self, point: Point) -> Job:
-        """Return the job that quantizes the base of `point`."""
+    def base(self, point: Point, taking: bool = False) -> Job:
+        """Return the job that quantizes the base of `point`, or the one for its adapter if that takes a part of it."""
         slice_ = {"model": point.settings["model"], "hardware": self._hardware}
         model = self._job("prepare_model", "models/{}/manifest.json", point.model, slice_, {})
         slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware}
         name = f"{point.model}-{point.choices['quantization']}"
+        adapter = point.settings["adapter"]
+        if taking and self._checks.check(adapter, "adapter").takes:
+            slice_ |= {"adapter": adapter}
+            name += f"-{point.choices['adapter']}"
         return self._job("quantize_base", "bases/{}/manifest.json", name, slice_, {"model": model})
 
     def _tested(

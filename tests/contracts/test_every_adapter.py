@@ -25,12 +25,15 @@ every_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda path: path
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 
 
-def on_base(adapter, format_=FORMATS[0], seed=0):
+def on_base(adapter, format_=None, seed=0):
     """The method on a base of this format; one that says that it cannot be there must refuse, and that is all."""
-    settings, base = tiny.settings(adapter), tiny.base(tiny.settings(format_))
-    allowed, why = settings.method(seed, tiny.TOTAL_STEPS).quantized_base
+    settings = tiny.settings(adapter)
+    method = settings.method(seed, tiny.TOTAL_STEPS)
+    format_ = format_ or FORMATS[0 if method.unquantized_base[0] else 1]
+    base = tiny.base(tiny.settings(format_))
+    allowed, why = method.unquantized_base if isinstance(base.format, Dense) else method.quantized_base
     assert why
-    if not allowed and not isinstance(base.format, Dense):
+    if not allowed:
         with pytest.raises(SettingsError, match=why):
             tiny.place(settings, base, seed)
         pytest.skip(f"refused, as it must be: {why}")
