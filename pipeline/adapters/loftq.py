@@ -32,11 +32,10 @@ class LoftQ(LoRA):
         return LoftQMethod(self, seed, total_steps)
 
     def take(self, weight_OI: Tensor, back: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        rest_OI = weight_OI.float()
-        for _ in range(self.iterations):
-            stored_OI = rest_OI.to(weight_OI.dtype)
+        stored_OI, (A_RI, B_OR) = weight_OI, principal((weight_OI - back(weight_OI)).float(), self.rank)
+        for _ in range(self.iterations - 1):
+            stored_OI = (weight_OI.float() - B_OR @ A_RI).to(weight_OI.dtype)
             A_RI, B_OR = principal(weight_OI.float() - back(stored_OI).float(), self.rank)
-            rest_OI = weight_OI.float() - B_OR @ A_RI
         return stored_OI, A_RI, B_OR
 
 

@@ -56,7 +56,7 @@ class LoRAMethod(Method[LoRA, LoRALayer]):
             for site, frozen in self.chosen(places).items()
         }
 
-    def peft(self) -> dict[str, Any]:
+    def peft(self) -> dict[str, Any] | None:
         return peft_lora(self.settings.rank, alpha_or_default(self.settings.alpha, self.settings.rank))
 
 
