@@ -48,7 +48,7 @@ class Pfeiffer(Houlsby):
 
 
 def bottleneck(h: Tensor, weights: Iterable[Tensor], activation: Activation) -> Tensor:
-    """Return U f(D h + d) + u in the dtype of h; `weights` are D, d, U, u, or all of them once more for each of h[i]."""
+    """Return U f(D h + d) + u in the dtype of h; `weights`: D, d, U, u, or of each one a batch, for h[i]."""
     D, d, U, u = weights
     inner = ACTIVATIONS[activation](h @ D.to(h.dtype).mT + d.to(h.dtype).unsqueeze(-2))
     return inner @ U.to(h.dtype).mT + u.to(h.dtype).unsqueeze(-2)

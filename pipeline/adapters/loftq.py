@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pipeline.adapters.base import Count, Places
-from pipeline.adapters.lora import LoRA, LoRALayer, LoRAMethod, alpha_or_default
+from pipeline.adapters.base import Count
+from pipeline.adapters.lora import LoRA, LoRAMethod, alpha_or_default
+from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import Site
 
@@ -54,18 +55,15 @@ class PiSSA(LoRA):
 class PiSSAMethod(LoRAMethod):
     start = ("other", "what was taken out of the weight is put back, and quantization had less to lose on the rest")
 
-    def layers(self, places: Places) -> dict[Site, LoRALayer]:
-        rank, made = self.settings.rank, {}
-        scale = alpha_or_default(self.settings.alpha, rank) / rank
-        for site, frozen in self.chosen(places).items():
-            if frozen.taken is None or len(frozen.taken[0]) != rank:
-                raise SettingsError(
-                    f"adapter: {self.settings.label} of rank {rank} starts from what was taken out of {site.name} "
-                    "before it was stored, and this base was not made so. Make it with this adapter's quantize_base."
-                )
-            A_RI, B_OR = (part.to(frozen.device) for part in frozen.taken)
-            made[site] = LoRALayer(A_RI.clone(), B_OR / scale, scale)
-        return made
+    def at_start(self, site: Site, frozen: FrozenLinear) -> tuple[Tensor, Tensor]:
+        rank = self.settings.rank
+        if frozen.taken is None or len(frozen.taken[0]) != rank:
+            raise SettingsError(
+                f"adapter: {self.settings.label} of rank {rank} starts from what was taken out of {site.name} "
+                "before it was stored, and this base was not made so. Make it with this adapter's quantize_base."
+            )
+        A_RI, B_OR = (part.to(frozen.device) for part in frozen.taken)
+        return A_RI.clone(), B_OR * rank / alpha_or_default(self.settings.alpha, rank)
 
     def peft(self) -> None:
         """Return None: PEFT would put the adapter on the model as published, from which nothing was taken."""
