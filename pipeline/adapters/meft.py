@@ -210,12 +210,14 @@ class MEFTMethod(Method[MEFT, AdapterLayer]):
                 "and an encoder-decoder has two."
             )
         (stack,) = found
-        downs = sorted((site for site in places if site.role == "down"), key=lambda site: site.layer)
-        device = next(places[stack].parameters()).device
-        made = {site: self.bottleneck(site, site.name, device) for site in downs}
-        self.couples = coupling(self.settings, len(downs))
-        G = [self.bottleneck(stack, f"{stack.name}.{n}", device) for n in range(len(downs))]
-        return {**made, stack: StackLayer(self.couples, G, [list(layer.parameters()) for layer in made.values()])}
+        blocks, device = len(list(places[stack].children())), next(places[stack].parameters()).device
+        made = {site: self.bottleneck(site, site.name, device) for site in places if site.role == "down"}
+        inside: list[list[nn.Parameter]] = [[] for _ in range(blocks)]
+        for site, layer in made.items():
+            inside[site.layer] += layer.parameters()
+        self.couples = coupling(self.settings, blocks)
+        G = [self.bottleneck(stack, f"{stack.name}.{n}", device) for n in range(blocks)]
+        return {**made, stack: StackLayer(self.couples, G, inside)}
 
     def bottleneck(self, site: Site, name: str, device: torch.device) -> BottleneckLayer:
         """Return an adapter as it starts, from the stream of its name."""

@@ -1,5 +1,6 @@
 """A tiny Llama whose linear layers are places, and batches for it: enough model to train an adapter in a second."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -195,6 +196,11 @@ def frozen(site: Site, dtype: torch.dtype = torch.float32, device: str = "cpu") 
     made = Dense(weight_OI.to(dtype), torch.randn(site.out_features, device=device).to(dtype))
     made.taken = (torch.randn(8, site.in_features) / 8, torch.randn(site.out_features, 8) / 8)
     return made
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of what is frozen at a site, in another dtype."""
+    return copy.deepcopy(module).to(dtype)
 
 
 def merged(on: Base, layers: dict[Site, nn.Module]) -> Base:
