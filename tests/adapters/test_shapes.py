@@ -1,4 +1,4 @@
-"""Every method on layers of any shape: what fits computes the same for any form of its input, what does not is named."""
+"""Every method on layers of any shape: what fits computes the same for any form of its input, the rest is refused."""
 
 import pytest
 import torch

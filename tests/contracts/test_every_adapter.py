@@ -16,21 +16,18 @@ from pipeline.steps.train import forward
 from tests.adapters import tiny
 
 FORMATS = [tiny.ROOT / "conf" / "quantization" / f"{name}.yaml" for name in ("none", "nf4", "nf4-double")]
-SEEDS = range(3)
 CLOSE = 1e-5
 """Of the largest logit. Measured on 2026-11-21: at most 2.3e-6."""
 
 every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda path: path.stem)
 every_format = pytest.mark.parametrize("format_", FORMATS, ids=lambda path: path.stem)
-every_seed = pytest.mark.parametrize("seed", SEEDS)
+every_seed = pytest.mark.parametrize("seed", range(3))
 
 
 def on_base(adapter, format_=None, seed=0):
     """The method on a base of this format (None: one it goes with); where it says it cannot be, it must refuse."""
-    settings = tiny.settings(adapter)
-    method = settings.method(seed, tiny.TOTAL_STEPS)
-    format_ = format_ or FORMATS[0 if method.unquantized_base[0] else 1]
-    base = tiny.base(tiny.settings(format_))
+    method = (settings := tiny.settings(adapter)).method(seed, tiny.TOTAL_STEPS)
+    base = tiny.base(tiny.settings(format_ or FORMATS[0 if method.unquantized_base[0] else 1]))
     allowed, why = method.unquantized_base if isinstance(base.format, Dense) else method.quantized_base
     assert why
     if not allowed:
