@@ -97,9 +97,7 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
             "Made by `python -m benchmarks.oft_choices` from `docs/results/oft-choices.json`. Mean and deviation over "
             f"{len(next(iter(found.values())))} seeds; 200 steps on q and v of two blocks.", "",
             *lines, "", *(sentence(found, *pair) for pair in PAIRS),
-            "- All variants have the learning rate that the common grid chose for k = 5. Where the orthogonality error, the",
-            "  largest norm of R^T R - I, is above 1, the series has left its region of convergence: what it trains there is",
-            "  no rotation, and a gain over the exact transform is one of freedom, not of a better series.",
+            CAVEAT,
         ]
     ) + "\n"  # fmt: skip
 
@@ -111,12 +109,16 @@ PAIRS = (
     ("oft b=16 k=5", "oft b=16 k=exact", "k = 5", "the exact transform"),
 )
 """Variants that are compared, and their names in a sentence."""
+CAVEAT = """\
+- All variants have the learning rate that the common grid chose for k = 5. Where the orthogonality error, the largest
+  norm of R^T R - I, is above 1, the series has left its region of convergence: what it trains there is no rotation, and
+  a gain over the exact transform is one of freedom, not of a better series."""
 STUDENT = {3: 4.303, 5: 2.776}
 """The 0.975 quantile of Student's t, by the number of seeds."""
 
 
 def sentence(found: dict[str, list[dict[str, Any]]], one: str, other: str, name: str, other_name: str) -> str:
-    """Say of two variants whether the seeds tell their dev losses apart: a 95 % interval of the paired gap, by Student."""
+    """Say whether the seeds tell the dev losses of two variants apart, by a 95 % interval of the paired gap."""
     pairs = zip(found[one], found[other], strict=True)
     gaps = [a["dev_loss"] - b["dev_loss"] for a, b in pairs]
     mean, error = statistics.mean(gaps), STUDENT[len(gaps)] * statistics.stdev(gaps) / math.sqrt(len(gaps))

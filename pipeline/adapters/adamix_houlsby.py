@@ -31,6 +31,7 @@ class BottleneckExperts(ExpertLayer):
     d_MR: nn.Parameter
     U_MOR: nn.Parameter
     u_MO: nn.Parameter
+    activation: Activation
 
     def __init__(self, weights: list[Tensor], activation: Activation, drawn_2P: Tensor) -> None:
         super().__init__(drawn_2P)

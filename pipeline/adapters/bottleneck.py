@@ -55,6 +55,8 @@ def bottleneck(h: Tensor, weights: Iterable[Tensor], activation: Activation) -> 
 
 
 class BottleneckLayer(AdapterLayer):
+    activation: Activation
+
     def __init__(self, D_RO: Tensor, U_OR: Tensor, activation: Activation) -> None:
         super().__init__()
         self.D_RO, self.U_OR, self.activation = nn.Parameter(D_RO), nn.Parameter(U_OR), activation
