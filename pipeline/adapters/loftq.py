@@ -83,4 +83,4 @@ def principal(weight_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         raise SettingsError(f"adapter.rank: must be at most {min(weight_OI.shape)}, the smaller side of a weight.")
     U_OK, sigma_K, V_KI = torch.linalg.svd(weight_OI, full_matrices=False)
     root_R = sigma_K[:rank].sqrt()
-    return root_R[:, None] * V_KI[:rank], U_OK[:, :rank] * root_R
+    return (root_R[:, None] * V_KI[:rank]).contiguous(), (U_OK[:, :rank] * root_R).contiguous()

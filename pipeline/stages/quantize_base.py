@@ -73,7 +73,7 @@ class Split:
         rest_OI, A_RI, B_OR = self.adapter.take(
             weight_OI, lambda one: self.format.dequantize(self.format.quantize(one))
         )
-        self.taken |= {f"{site.name}.A": A_RI.contiguous(), f"{site.name}.B": B_OR.contiguous()}
+        self.taken |= {f"{site.name}.A": A_RI, f"{site.name}.B": B_OR}
         stored = self.format.quantize(rest_OI)
         return stored, self.format.dequantize(stored, torch.float32) + B_OR @ A_RI
 
