@@ -27,11 +27,11 @@ from pipeline.adapters.base import (
     Places,
     Positive,
 )
+from pipeline.adapters.budget import Schedule, alive, watch
 from pipeline.adapters.lora import LoRALayer, alpha_or_default
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
-from pipeline.core.settings import SettingsError
 from pipeline.core.site import Site
 from pipeline.core.update import Update
 
@@ -97,10 +97,8 @@ class SVDLayer(AdapterLayer):
     def watch(self, beta: float) -> None:
         """Take this step's |w dw| into the running means."""
         for name in WATCHED:
-            weight, mean, spread = getattr(self, name), getattr(self, f"mean_{name}"), getattr(self, f"spread_{name}")
-            sensitivity = (weight * weight.grad).abs()
-            mean.lerp_(sensitivity, 1 - beta)
-            spread.lerp_((sensitivity - mean).abs(), 1 - beta)
+            weight = getattr(self, name)
+            watch(weight, weight.grad, getattr(self, f"mean_{name}"), getattr(self, f"spread_{name}"), beta)
 
     def importance_R(self) -> Tensor:
         """Return the importance of each triplet."""
@@ -119,13 +117,7 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
 
     def __init__(self, settings: AdaLoRA, seed: int, total_steps: int) -> None:
         super().__init__(settings, seed, total_steps)
-        self.warm = max(1, round(settings.warm * total_steps))  # before the first update nothing has any importance
-        self.last_mask = total_steps - round(settings.cool * total_steps)
-        if self.warm >= self.last_mask:
-            raise SettingsError(
-                f"adapter.warm, adapter.cool: {self.warm} warm and {total_steps - self.last_mask} cool steps of "
-                f"{total_steps} (training.steps) leave none to prune in; lower them or train longer."
-            )
+        self.schedule = Schedule(settings.warm, settings.cool, settings.every, total_steps)
 
     @property
     def alpha(self) -> float:
@@ -146,26 +138,23 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
         return super().loss(forward, batch) + self.settings.gamma * penalty
 
     def budget(self, t: int) -> int:
-        """Return b(t), the triplets that may live after update t (from 1); in integers, so that its ends are exact."""
-        n, rank, r0 = len(self.placed), self.settings.rank, self.settings.start_rank
-        span = self.last_mask - self.warm
-        left = min(max(self.last_mask - t, 0), span)
-        return n * rank + n * (r0 - rank) * left**3 // span**3
+        """Return b(t), the triplets that may live after update t (from 1)."""
+        n = len(self.placed)
+        return self.schedule.budget(t, n * self.settings.start_rank, n * self.settings.rank)
 
     def after_backward(self, step: int) -> None:
-        if step < self.last_mask:
+        if self.schedule.watches(step):
             for layer in self.placed.values():
                 layer.watch(self.settings.beta)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         t = step + 1
-        if t <= self.warm or (t < self.last_mask and t % self.settings.every):
+        if not self.schedule.cuts(t):
             return
         importance = torch.cat([layer.importance_R() for layer in self.placed.values()])
-        kept = importance.argsort(descending=True, stable=True)[: self.budget(t)]
-        alive = torch.zeros_like(importance).index_fill_(0, kept, 1.0)
-        for layer, alive_R in zip(self.placed.values(), alive.split(self.settings.start_rank), strict=True):
+        kept = alive(importance, self.budget(t)).split(self.settings.start_rank)
+        for layer, alive_R in zip(self.placed.values(), kept, strict=True):
             layer.lambda_R.mul_(alive_R)
 
     def export(self, at: int | None = None) -> Layers:
@@ -179,11 +168,11 @@ class AdaLoRAMethod(Method[AdaLoRA, SVDLayer]):
         return super().insight() | {"rank": left}
 
     def peft(self) -> dict[str, Any]:
-        s, cool = self.settings, self.total_steps - self.last_mask
+        s, cool = self.settings, self.total_steps - self.schedule.last
         # All r0 triplets are kept, pruned ones with lambda 0. PEFT divides alpha by r0 + 1e-5, a part in 10^6 less.
         return {
             "peft_type": "ADALORA", "lora_alpha": self.alpha, "init_r": s.start_rank, "target_r": s.rank,
-            "rank_pattern": None, "tinit": self.warm, "tfinal": cool, "total_step": self.total_steps,
+            "rank_pattern": None, "tinit": self.schedule.warm, "tfinal": cool, "total_step": self.total_steps,
             "deltaT": s.every, "beta1": s.beta, "beta2": s.beta, "orth_reg_weight": s.gamma, "bias": "none",
         }  # fmt: skip
 

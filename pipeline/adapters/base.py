@@ -83,6 +83,8 @@ class AdapterSettings(Settings):
     """Name in tables."""
     axis: ClassVar[str | None] = None
     """The field that says how large the adapter is, an axis of sweeps; None where there is none."""
+    takes: ClassVar[bool] = False
+    """Whether the adapter starts from a part of the weight, for which `quantize_base` makes it a base of its own."""
 
     roles: Roles = LINEAR_ROLES
 
@@ -102,6 +104,14 @@ class AdapterSettings(Settings):
     def method(self, seed: int, total_steps: int) -> "Method[Any, Any]":
         """Return the method of one run, not yet placed."""
         raise NotImplementedError  # each method has its own
+
+    def take(self, weight_OI: Tensor, back: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Split a weight, where `takes`; `back` stores a weight and returns what is read again.
+
+        Returns:
+            What the base is to store (O, I), and A (R, I) and B (O, R) of what is taken out of the weight.
+        """
+        raise NotImplementedError  # each method that takes has its own
 
 
 S = TypeVar("S", bound=AdapterSettings)
@@ -124,6 +134,8 @@ class Method(nn.Module, Generic[S, L]):
     """Why PEFT cannot hold what is saved, where `peft` returns None."""
     quantized_base: ClassVar[tuple[bool, str]] = (True, "the frozen weight is only read")
     """Whether the base may be quantized, and why."""
+    unquantized_base: ClassVar[tuple[bool, str]] = (True, "any weight will do")
+    """Whether the base may be left unquantized, and why."""
 
     def __init__(self, settings: S, seed: int, total_steps: int) -> None:
         super().__init__()

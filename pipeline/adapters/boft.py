@@ -4,7 +4,8 @@ Liu et al. 2024, arXiv:2311.06243: R = B_m ... B_1, B_i = P_i D_i P_i^T with D_i
 Cayley transform of a skew-symmetric Q, zero at the start. P_i pairs halves of blocks that lie 2^(i-1) halves apart, so
 m factors of block C connect the inputs in groups of C 2^(m-1). Only the input is turned, factor by factor and block
 by block: no matrix of I x I is made. One factor is OFT with the exact transform. The scale s of each output is that of
-PEFT's format; it trains only if `rescaled`, for the paper has none.
+PEFT's format; it trains only if `rescaled`, for the paper has none. Dropout is multiplicative (section 4): in training
+each block of each factor is the identity with probability `dropout`, drawn once an optimizer step; nothing is rescaled.
 
 Shapes: packed Q (F N, E), turns R - I (F, N, C, C), F = m factors; s (O,).
 """
@@ -12,15 +13,16 @@ Shapes: packed Q (F N, E), turns R - I (F, N, C, C), F = m factors; s (O,).
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
-from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count
+from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Places
 from pipeline.adapters.cayley import cayley, measured_error, skew
 from pipeline.adapters.rotation import RotationMethod, blocks_along, shared_leaf
 from pipeline.adapters.row_scale import kept_bias, scaled_rows
 from pipeline.adapters.spectrum import rotation_angles
 from pipeline.adapters.turn import turned
+from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import Site
@@ -34,6 +36,7 @@ class BOFT(AdapterSettings):
     block_size: Annotated[int, Ge(2)]
     factors: Count
     rescaled: bool
+    dropout: Annotated[float, Interval(ge=0, lt=1)]
 
     def method(self, seed: int, total_steps: int) -> "BOFTMethod":
         return BOFTMethod(self, seed, total_steps)
@@ -104,6 +107,8 @@ class BOFTLayer(AdapterLayer):
 
 
 class BOFTMethod(RotationMethod[BOFT, BOFTLayer]):
+    turning_N11: Tensor
+
     start = ("identity", "Q is zero, so R - I is zero, and s is one")
     not_peft = "without its CUDA extension PEFT makes one factor, whatever the file says"
 
@@ -132,6 +137,21 @@ class BOFTMethod(RotationMethod[BOFT, BOFTLayer]):
     def turns(self, Q_NCC: Tensor) -> Tensor:
         return cayley(Q_NCC)
 
+    def layers(self, places: Places) -> dict[Site, BOFTLayer]:
+        made = super().layers(places)
+        self.register_buffer("turning_N11", torch.ones_like(self.turn_NCC[:, :1, :1]), persistent=False)
+        return made
+
+    def before_step(self, step: int) -> None:
+        if self.settings.dropout:
+            generator = seeds.generator(self.seed, "dropout", step)
+            self.turning_N11.copy_(torch.rand(self.turning_N11.shape, generator=generator) >= self.settings.dropout)
+            self.turn_NCC.mul_(self.turning_N11)  # until the next refresh
+
+    def after_backward(self, step: int) -> None:
+        self.gradient_NCC.mul_(self.turning_N11)
+        super().after_backward(step)
+
     def insight(self) -> dict[str, Any]:
         errors = {site.name: measured_error(layer.turn_FNCC.detach()) for site, layer in self.placed.items()}
         return super().insight() | {"orthogonality_error": errors}
@@ -141,5 +161,5 @@ class BOFTMethod(RotationMethod[BOFT, BOFTLayer]):
             return None
         return {
             "peft_type": "BOFT", "boft_block_size": self.block_size, "boft_block_num": 0,
-            "boft_n_butterfly_factor": 1, "boft_dropout": 0.0, "bias": "none",
+            "boft_n_butterfly_factor": 1, "boft_dropout": self.settings.dropout, "bias": "none",
         }  # fmt: skip

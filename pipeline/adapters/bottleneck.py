@@ -7,6 +7,7 @@ f = ReLU, norms as they are. D and U are drawn from N(0, sigma^2) cut off at 2 s
 Shapes: D (R, O), d (R,), U (O, R), u (O,), R = `width`.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -17,18 +18,25 @@ from pipeline.adapters.norm_tuning import NormLayer, norm_layers
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.group import Group
+from pipeline.core.settings import Settings
 from pipeline.core.site import Site
 
+Activation = Literal["gelu", "relu"]
 ACTIVATIONS = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
 
 
-class Houlsby(AdapterSettings):
-    label = "Houlsby"
-    axis = "width"
+class Bottleneck(Settings):
+    """How one adapter is made."""
 
     width: Count
     sigma: Positive
-    activation: Literal["gelu", "relu"]
+    activation: Activation
+
+
+class Houlsby(Bottleneck, AdapterSettings):
+    label = "Houlsby"
+    axis = "width"
+
     norms: bool
 
     def method(self, seed: int, total_steps: int) -> "BottleneckMethod":
@@ -39,8 +47,17 @@ class Pfeiffer(Houlsby):
     label = "Pfeiffer"
 
 
+def bottleneck(h: Tensor, weights: Iterable[Tensor], activation: Activation) -> Tensor:
+    """Return U f(D h + d) + u in the dtype of h; `weights`: D, d, U, u, or of each one a batch, for h[i]."""
+    D, d, U, u = weights
+    inner = ACTIVATIONS[activation](h @ D.to(h.dtype).mT + d.to(h.dtype).unsqueeze(-2))
+    return inner @ U.to(h.dtype).mT + u.to(h.dtype).unsqueeze(-2)
+
+
 class BottleneckLayer(AdapterLayer):
-    def __init__(self, D_RO: Tensor, U_OR: Tensor, activation: Literal["gelu", "relu"]) -> None:
+    activation: Activation
+
+    def __init__(self, D_RO: Tensor, U_OR: Tensor, activation: Activation) -> None:
         super().__init__()
         self.D_RO, self.U_OR, self.activation = nn.Parameter(D_RO), nn.Parameter(U_OR), activation
         self.d_R = nn.Parameter(torch.zeros(len(D_RO), device=D_RO.device))
@@ -52,8 +69,7 @@ class BottleneckLayer(AdapterLayer):
 
     def branch(self, h: Tensor) -> Tensor:
         """Return U f(D h + d) + u, in the dtype of h."""
-        inner = ACTIVATIONS[self.activation](nn.functional.linear(h, self.D_RO.to(h.dtype), self.d_R.to(h.dtype)))
-        return nn.functional.linear(inner, self.U_OR.to(h.dtype), self.u_O.to(h.dtype))
+        return bottleneck(h, (self.D_RO, self.d_R, self.U_OR, self.u_O), self.activation)
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -71,19 +87,10 @@ class BottleneckMethod(Method[Houlsby, AdapterLayer]):
 
     def layers(self, places: Places) -> dict[Site, AdapterLayer]:
         made: dict[Site, AdapterLayer] = {
-            site: BottleneckLayer(*self.drawn(site, frozen.device), self.settings.activation)
+            site: BottleneckLayer(*drawn(self.settings, site, self.seed, frozen.device), self.settings.activation)
             for site, frozen in self.chosen(places).items()
         }
         return made | (norm_layers(places) if self.settings.norms else {})
-
-    def drawn(self, site: Site, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return D and U as they start, from the site's own stream."""
-        sigma, width = self.settings.sigma, self.settings.width
-        generator = seeds.generator(self.seed, f"init/{site.name}")
-        made = [torch.empty(width, site.out_features), torch.empty(site.out_features, width)]
-        for weight in made:
-            nn.init.trunc_normal_(weight, 0.0, sigma, -2 * sigma, 2 * sigma, generator=generator)
-        return made[0].to(device), made[1].to(device)
 
     def groups(self) -> list[Group]:
         placed = self.placed.values()
@@ -93,3 +100,13 @@ class BottleneckMethod(Method[Houlsby, AdapterLayer]):
 
     def insight(self) -> dict[str, Any]:
         return {"norm_parameters": sum(weight.numel() for weight in self.groups()[1].parameters)}
+
+
+def drawn(settings: Bottleneck, site: Site, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return D and U as they start, from the site's own stream."""
+    sigma, width = settings.sigma, settings.width
+    generator = seeds.generator(seed, f"init/{site.name}")
+    made = [torch.empty(width, site.out_features), torch.empty(site.out_features, width)]
+    for weight in made:
+        nn.init.trunc_normal_(weight, 0.0, sigma, -2 * sigma, 2 * sigma, generator=generator)
+    return made[0].to(device), made[1].to(device)

@@ -1,4 +1,4 @@
-"""LoRA: y = W x + b + (alpha / r) B A x, with A random and B zero at the start.
+"""LoRA: y = W x + b + (alpha / r) B A x, with A random and B zero at the start. With dropout, in training, of A's x.
 
 Hu et al. 2021, arXiv:2106.09685, equation 3; A is Kaiming-uniform with a = sqrt 5, as in the authors' code.
 
@@ -6,12 +6,14 @@ Shapes: A (R, I), B (O, R).
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Method, Places, Positive
+from pipeline.adapters.dropout import Dropout
 from pipeline.adapters.low_rank import low_rank
 from pipeline.adapters.spectrum import effective_rank
 from pipeline.core import seeds
@@ -26,17 +28,21 @@ class LoRA(AdapterSettings):
 
     rank: Count
     alpha: Positive | None
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
 
     def method(self, seed: int, total_steps: int) -> "LoRAMethod":
         return LoRAMethod(self, seed, total_steps)
 
 
 class LoRALayer(AdapterLayer):
-    def __init__(self, A_RI: Tensor, B_OR: Tensor, scale: float) -> None:
+    def __init__(self, A_RI: Tensor, B_OR: Tensor, scale: float, dropout: Dropout | None = None) -> None:
         super().__init__()
-        self.A_RI, self.B_OR, self.scale = nn.Parameter(A_RI), nn.Parameter(B_OR), scale
+        self.A_RI, self.B_OR, self.scale, self.dropout = nn.Parameter(A_RI), nn.Parameter(B_OR), scale, dropout
 
     def forward(self, x: Tensor, frozen: FrozenLinear) -> Tensor:
+        if self.training and self.dropout is not None:
+            h = self.dropout(x) @ self.A_RI.to(x.dtype).T
+            return frozen(x) + h @ (self.scale * self.B_OR).to(x.dtype).T
         return low_rank(x, self.A_RI, self.scale * self.B_OR, frozen)
 
     def update(self) -> Update:
@@ -52,15 +58,33 @@ class LoRALayer(AdapterLayer):
 class LoRAMethod(Method[LoRA, LoRALayer]):
     start = ("identity", "B is zero")
 
+    def __init__(self, settings: LoRA, seed: int, total_steps: int) -> None:
+        super().__init__(settings, seed, total_steps)
+        if settings.dropout:
+            self.graph_safe = (False, "the host makes the generators of dropout anew every step")  # type: ignore[misc]
+
     def layers(self, places: Places) -> dict[Site, LoRALayer]:
         rank = self.settings.rank
-        alpha = alpha_or_default(self.settings.alpha, rank)
+        scale = alpha_or_default(self.settings.alpha, rank) / rank
         return {
-            site: LoRALayer(*at_start(site, rank, self.seed, frozen.device), alpha / rank)
+            site: LoRALayer(*self.at_start(site, frozen), scale, self.dropout(site, frozen.device))
             for site, frozen in self.chosen(places).items()
         }
 
-    def peft(self) -> dict[str, Any]:
+    def at_start(self, site: Site, frozen: FrozenLinear) -> tuple[Tensor, Tensor]:
+        """Return A and B as they start."""
+        return at_start(site, self.settings.rank, self.seed, frozen.device)
+
+    def dropout(self, site: Site, device: torch.device) -> Dropout | None:
+        """Return what drops a site's inputs, if the settings say so."""
+        return Dropout(self.settings.dropout, self.seed, site.name, device) if self.settings.dropout else None
+
+    def before_step(self, step: int) -> None:
+        for layer in self.placed.values():
+            if layer.dropout is not None:
+                layer.dropout.start(step)
+
+    def peft(self) -> dict[str, Any] | None:
         return peft_lora(self.settings.rank, alpha_or_default(self.settings.alpha, self.settings.rank))
 
 

@@ -118,11 +118,11 @@ class Reversible(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for n in reversed(range(len(ctx.blocks))):
             with replayed(ctx.chances[n], dy.device):
-                (x1, x2), (dx1, dx2), own = layer.undo(n, ctx.blocks[n], (y1, y2), (dy1, dy2), ctx.dtype)
+                # x1 and x2 of this block are y2 and y1 of the one before: the two were swapped.
+                (y2, y1), (dy2, dy1), own = layer.undo(n, ctx.blocks[n], (y1, y2), (dy1, dy2), ctx.dtype)
             gradients[:0] = own
-            y2, y1, dy2, dy1 = x1, x2, dx1, dx2
-        layer.watch(x1, x2)
-        return (dx1 + dx2).to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, *gradients
+        layer.watch(y2, y1)
+        return (dy1 + dy2).to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, *gradients
 
 
 class StackLayer(AdapterLayer):
@@ -210,12 +210,14 @@ class MEFTMethod(Method[MEFT, AdapterLayer]):
                 "and an encoder-decoder has two."
             )
         (stack,) = found
-        downs = sorted((site for site in places if site.role == "down"), key=lambda site: site.layer)
-        device = next(places[stack].parameters()).device
-        made = {site: self.bottleneck(site, site.name, device) for site in downs}
-        self.couples = coupling(self.settings, len(downs))
-        G = [self.bottleneck(stack, f"{stack.name}.{n}", device) for n in range(len(downs))]
-        return {**made, stack: StackLayer(self.couples, G, [list(layer.parameters()) for layer in made.values()])}
+        blocks, device = len(list(places[stack].children())), next(places[stack].parameters()).device
+        made = {site: self.bottleneck(site, site.name, device) for site in places if site.role == "down"}
+        inside: list[list[nn.Parameter]] = [[] for _ in range(blocks)]
+        for site, layer in made.items():
+            inside[site.layer] += layer.parameters()
+        self.couples = coupling(self.settings, blocks)
+        G = [self.bottleneck(stack, f"{stack.name}.{n}", device) for n in range(blocks)]
+        return {**made, stack: StackLayer(self.couples, G, inside)}
 
     def bottleneck(self, site: Site, name: str, device: torch.device) -> BottleneckLayer:
         """Return an adapter as it starts, from the stream of its name."""

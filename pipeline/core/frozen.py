@@ -30,6 +30,8 @@ class FrozenLinear(nn.Module):
     in_features: int
     out_features: int
     bias: Tensor | None
+    taken: tuple[Tensor, Tensor] | None = None
+    """A (R, I) and B (O, R), where B A was taken out of the weight before it was stored; on the CPU."""
 
     @property
     def device(self) -> torch.device:

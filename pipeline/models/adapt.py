@@ -34,14 +34,25 @@ def method_on(format_: Format, places: Places, adapter: AdapterSettings, seed: i
         SettingsError: the method does not go with them.
     """
     method = adapter.method(seed=seed, total_steps=total_steps)
-    allowed, reason = method.quantized_base
-    if not allowed and not isinstance(format_, Dense):
-        raise SettingsError(
-            f"adapter: {adapter.label} needs a base that is not quantized, got {format_.name}: {reason}. "
-            "Set quantization to none."
-        )
+    check_format(method, format_)
     refuse_overlap(method.place(places))
     return method
+
+
+def check_format(method: Method, format_: Format) -> None:
+    """Refuse a format of weights that the method does not go with.
+
+    Raises:
+        SettingsError: the base is quantized and must not be, or the other way round.
+    """
+    dense = isinstance(format_, Dense)
+    allowed, reason = method.unquantized_base if dense else method.quantized_base
+    if not allowed:
+        wanted, do = ("quantized", "nf4-double") if dense else ("not quantized", "none")
+        raise SettingsError(
+            f"adapter: {method.settings.label} needs a base that is {wanted}, got {format_.name}: {reason}. "
+            f"Set quantization to {do}."
+        )
 
 
 def restore(base: Base, adapter: AdapterSettings, train: records.Record) -> Method:

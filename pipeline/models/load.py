@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.core import records
@@ -24,6 +25,8 @@ from pipeline.models.weights import Weights
 from pipeline.quantization import files
 from pipeline.quantization.base import Format, QuantizedWeight
 
+TAKEN = "taken.safetensors"
+"""Beside the manifest of a base: what was taken out of its weights, for the adapters that start from it."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -90,20 +93,46 @@ def load_base(model: Path, base: Path, *, device: str, dtype: str) -> Base:
     empty = skeleton(folder)
     found = sites.find(empty)
     linears, weights = places.stored(found), Weights(folder)
+    taken = load_taken(base, made)
     if made.result["files"]:
         quantized, rest = files.read(base.parent / "base", format_, [site.name for site in linears])
     else:
-        quantized = {site.name: _dense(format_, weights.linear(site), DTYPES[dtype]) for site in linears}
+        quantized = {site.name: _dense(format_, _rest(weights, site, taken), DTYPES[dtype]) for site in linears}
         skip = {f"{site.name}.weight" for site in linears}
         rest = {name: weights.tensor(name) for name in weights.names() if name not in skip}
     biases = {site.name: rest.pop(f"{site.name}.bias") if site.bias else None for site in linears}
     frozen = {site: format_.frozen(quantized[site.name], biases[site.name]) for site in linears}
+    for site, layer in frozen.items():
+        layer.taken = taken.get(site.name)
     filled = places.put(empty, found, frozen)
     _fill(empty, found, rest, DTYPES[dtype])
     stack = stacked(empty, found)
     empty.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Base(empty, tokenizer, format_, filled | stack, weights, DTYPES[dtype], torch.device(device))
+
+
+def load_taken(base: Path, made: records.Record) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A and B of what was taken out of each weight before it was stored, by the site's name."""
+    if (expected := made.result["taken"]) is None:
+        return {}
+    path = base.parent / TAKEN
+    records.check_sha256(path, expected)
+    found = load_file(path)
+    return {
+        key.removesuffix(".A"): (found[key], found[f"{key.removesuffix('.A')}.B"])
+        for key in found
+        if key.endswith(".A")
+    }
+
+
+def _rest(weights: Weights, site: Site, taken: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Return a weight of the model's folder, without what was taken out of it."""
+    weight_OI = weights.linear(site)
+    if site.name not in taken:
+        return weight_OI
+    A_RI, B_OR = taken[site.name]
+    return (weight_OI.float() - B_OR @ A_RI).to(weight_OI.dtype)
 
 
 def _dense(format_: Format, weight_OI: Tensor, compute: torch.dtype) -> QuantizedWeight:

@@ -15,14 +15,11 @@ class Stack(nn.ModuleList):
     A model goes through its blocks in a loop; with an adapter on the stack the loop meets one block, the adapter.
     """
 
+    frozen: Any
+
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__(blocks)
-        self.__dict__["adapter"] = None  # as in a Place
-
-    @property
-    def frozen(self) -> "Stack":
-        """The blocks themselves: what is frozen at this place."""
-        return self
+        self.__dict__.update(adapter=None, frozen=self)  # as in a Place; no submodules
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the blocks as the model's own loop is to meet them."""

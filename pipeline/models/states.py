@@ -153,10 +153,18 @@ def merged(
 
 
 def source_weight(base: Base, site: Site, state: str) -> torch.Tensor:
-    """Return the fp32 weight (O, I) that a state merges into: the original's, or the dequantized base's."""
-    if state.endswith("-original"):
-        return base.weights.linear(site).to(base.device, torch.float32)
-    return base.frozen()[site].dense_weight(torch.float32)
+    """Return the fp32 weight (O, I) that a state merges into: the original's, or the dequantized base's.
+
+    What was taken out of a weight before it was stored is in the update, so it is no part of the original either.
+    """
+    frozen = base.frozen()[site]
+    if not state.endswith("-original"):
+        return frozen.dense_weight(torch.float32)
+    weight_OI = base.weights.linear(site).to(base.device, torch.float32)
+    if frozen.taken is None:
+        return weight_OI
+    A_RI, B_OR = (part.to(base.device) for part in frozen.taken)
+    return weight_OI - B_OR @ A_RI
 
 
 def digest_of(layers: dict[Site, FrozenLinear]) -> str:

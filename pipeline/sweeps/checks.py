@@ -27,13 +27,14 @@ FIT = "pipeline.models.fit"
 class Checked:
     """A node that its class accepts, with defaults filled in, and what the settings say of themselves.
 
-    `size` and `label` of an adapter; `paths`, the local files that a data source reads; `rules`, the ids of a task's
-    scoring rules.
+    `size` and `label` of an adapter, and whether it `takes` a part of the weights; `paths`, the local files that a data
+    source reads; `rules`, the ids of a task's scoring rules.
     """
 
     node: dict[str, Any]
     size: list[Any] | None = None
     label: str | None = None
+    takes: bool = False
     paths: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
 
@@ -150,6 +151,7 @@ def _ask(node: Mapping[str, Any], where: str) -> Checked:
         node=settings.node(),
         size=list(size) if size else None,
         label=getattr(settings, "label", None),
+        takes=getattr(settings, "takes", False),
         paths=tuple(map(str, settings.paths())) if hasattr(settings, "paths") else (),
         rules=tuple(rule.id for rule in getattr(settings, "scoring", ())),
     )

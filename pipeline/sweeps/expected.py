@@ -40,7 +40,7 @@ def _run(run: Run) -> Node:
         "adapter_label": point.label,
         "size": point.size,
         "seed": point.settings["seed"],
-        "base": f"bases/{run.finetune.needs['base'].wildcards[0]}",
+        "base": f"bases/{run.base.wildcards[0]}",
         "settings": deciding(point.settings),
         "kept": _kept([*run.finetune.needs.values(), *run.jobs]),
         "records": {name: getattr(run, name).expected() for name in ("finetune", "merge", "score")},

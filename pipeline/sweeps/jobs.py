@@ -162,9 +162,10 @@ def missing(folder: Path, made: Made) -> str:
 
 @dataclass
 class Run:
-    """A point and its jobs."""
+    """A point and its jobs. `base` is what it is compared with; an adapter that takes trains on one of its own."""
 
     point: Point
+    base: Job
     finetune: Job
     merge: Job
     evaluate: dict[str, Job]

@@ -34,7 +34,7 @@ class Workshop:
     def run(self, point: Point) -> Run:
         """Return the jobs of one fine-tune."""
         settings = point.settings
-        base = self.base(point)
+        base, plain = self.base(point, taking=True), self.base(point)
         made = {name: settings[name] for name in ("adapter", "quantization")} | {"hardware": self._hardware}
         task = settings["training"]["task"]
         slice_ = made | {name: settings[name] for name in ("optimizer", "training", "seed")}
@@ -46,7 +46,7 @@ class Workshop:
         states = {"states": list(MERGED)}
         merge = self._add("merge", (folder,), f"runs/{folder}/merge.json", _told(made | states), needs)
         seen = made | {"states": self._grid.single["evaluation"]["states"]}
-        return Run(point, finetune, merge, *self._tested(f"runs/{folder}", "", seen, needs | {"merge": merge}))
+        return Run(point, plain, finetune, merge, *self._tested(f"runs/{folder}", "", seen, needs | {"merge": merge}))
 
     def base_alone(self, point: Point) -> BaseAlone:
         """Return the jobs of the base of `point`."""
@@ -55,15 +55,21 @@ class Workshop:
         tested = self._tested(f"bases/{base.wildcards[0]}", "_base", seen, base.needs | {"base": base})
         return BaseAlone(point.model, point.choices["quantization"], base, *tested)
 
-    def base(self, point: Point) -> Job:
-        """Return the job that quantizes the base of `point`; many points share one."""
-        name = f"{point.model}-{point.choices['quantization']}"
-        which = canonical([name, point.settings["model"], point.settings["quantization"]])
+    def base(self, point: Point, taking: bool = False) -> Job:
+        """Return the job that quantizes the base of `point`, or the one for its adapter if that takes a part of it.
+
+        Many points share one.
+        """
+        name, adapter = f"{point.model}-{point.choices['quantization']}", point.settings["adapter"]
+        own = {}
+        if taking and self._checks.check(adapter, "adapter").takes:
+            name, own = f"{name}-{point.choices['adapter']}", {"adapter": adapter}
+        which = canonical([name, point.settings["model"], point.settings["quantization"], own])
         if which not in self._bases:
             slice_ = {"model": point.settings["model"], "hardware": self._hardware}
             slice_ |= {"files": files} if (files := self._checks.files(point.settings["model"])) else {}
             model = self._job("prepare_model", "models/{}/manifest.json", point.model, slice_, {})
-            slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware}
+            slice_ = {"quantization": point.settings["quantization"], "hardware": self._hardware} | own
             self._bases[which] = self._job("quantize_base", "bases/{}/manifest.json", name, slice_, {"model": model})
         return self._bases[which]
 

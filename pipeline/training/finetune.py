@@ -70,6 +70,7 @@ def finetune(base: Base, plan: Plan, pairs: dict[str, Pairs], checkpoints: Check
         return batches.parts(chosen, kept.micro_batch_size, pad, base.device, kept.choice_losses)
 
     method = adapt(base, plan.adapter, plan.seed, kept.steps)
+    start = started(base, method, parts(0))
     run_forward = partial(forward, base.model)
     optimizer = plan.optimizer.build(method.groups())
     outcome = train(Run(run_forward, parts, method, optimizer, kept, checkpoints, report))
@@ -84,6 +85,7 @@ def finetune(base: Base, plan: Plan, pairs: dict[str, Pairs], checkpoints: Check
         "total_parameters": base.parameters(),
     }
     result = sizes | {
+        "start": start,
         "steps": len(outcome.curve),
         "points": list(method.points),
         "curve": outcome.curve,
@@ -94,6 +96,20 @@ def finetune(base: Base, plan: Plan, pairs: dict[str, Pairs], checkpoints: Check
         "insight": method.insight() if not outcome.reason else {},
     }
     return Trained(method, outcome, result, optimizer.about())
+
+
+def started(base: Base, method: Method, first: list[Batch]) -> dict[str, Any]:
+    """Return how a method starts and, where that is not the base itself, the loss of both on the first step's rows."""
+    kind, _ = method.start
+    if kind == "identity":
+        return {"kind": kind}
+    method.eval()
+    loss = mean_loss(base.model, first)
+    base.detach()
+    base_loss = mean_loss(base.model, first)
+    base.attach(method.placed)
+    print(f"start: loss {loss:.4f}, of the base alone {base_loss:.4f}", flush=True)
+    return {"kind": kind, "loss": loss, "base_loss": base_loss}
 
 
 def _elements(method: Method, at: int) -> int:

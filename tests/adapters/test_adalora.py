@@ -95,7 +95,7 @@ def test_importance_is_the_papers_formula(seed):
 def test_budget_falls_with_the_cube_between_exact_ends():
     _, method = placed()
     n, first, last = 14, 4, 28
-    assert (method.warm, method.last_mask) == (first, last)
+    assert (method.schedule.warm, method.schedule.last) == (first, last)
     assert {method.budget(t) for t in range(first + 1)} == {n * 6}
     assert {method.budget(t) for t in range(last, STEPS + 1)} == {n * 4}
     for t in range(first, last + 1):
@@ -194,4 +194,4 @@ def test_wrong_settings_are_refused():
         settings(init_rank=3)
     with pytest.raises(SettingsError, match="1 warm and 1 cool steps of 2"):
         settings().method(seed=0, total_steps=2)
-    assert settings().method(seed=0, total_steps=3).last_mask == 2
+    assert settings().method(seed=0, total_steps=3).schedule.last == 2

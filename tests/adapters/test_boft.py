@@ -12,6 +12,7 @@ from pipeline.adapters.oft import OFT
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import LINEAR_ROLES
 from pipeline.quantization.none import Dense
+from pipeline.steps.train import forward
 from tests.adapters import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 def placed(shake=True, **other):
     base = tiny.base(Dense())
-    given = {"block_size": 8, "factors": 2, "rescaled": False, "roles": LINEAR_ROLES}
+    given = {"block_size": 8, "factors": 2, "rescaled": False, "dropout": 0.0, "roles": LINEAR_ROLES}
     method = tiny.place(BOFT(**given | other), base)
     if shake:
         tiny.shake(method)
@@ -142,3 +143,28 @@ def test_it_is_never_a_dense_block_diagonal(monkeypatch):
     monkeypatch.setattr(torch, "block_diag", None)
     base, method = placed()
     assert tiny.train(base, method, tiny.optimizer(method), range(1))[0] < math.inf
+
+
+def test_dropout_makes_whole_blocks_the_identity_for_one_step():
+    base, method = placed(factors=2, dropout=0.4)
+    whole, shares = method.turn_NCC.clone(), []
+    method.train()
+    for step in range(20):
+        method.before_step(step)
+        dropped_N = (method.turn_NCC == 0).all(dim=(1, 2))
+        assert torch.equal(method.turn_NCC[~dropped_N], whole[~dropped_N])
+        shares.append(float(dropped_N.float().mean()))
+        method.refresh()
+    assert torch.equal(method.turn_NCC, whole), "evaluation sees every block"
+    assert len(set(shares)) > 10
+    assert abs(sum(shares) / len(shares) - 0.4) < 0.05
+    method.before_step(3)
+    first = method.turn_NCC.clone()
+    method.refresh()
+    method.before_step(3)
+    assert torch.equal(method.turn_NCC, first), "a draw is of seed and step"
+    method.loss(lambda one: forward(base.model, one), tiny.parts()[0]).backward()
+    method.after_backward(3)
+    dropped_N = (first == 0).all(dim=(1, 2))
+    assert not method.packed_NE.grad[dropped_N].any()
+    assert method.packed_NE.grad[~dropped_N].any(1).all()

@@ -80,3 +80,28 @@ def test_what_a_projection_returns_may_be_written_to():
     kept = y.detach().clone()
     y += kept
     torch.testing.assert_close(torch.autograd.grad((y * kept).sum(), x)[0], expected / 2)
+
+
+def test_dropout_drops_the_adapter_s_input_alone_and_is_of_seed_site_step_and_pass():
+    base = tiny.base(Dense())
+    method = tiny.place(LoRA(rank=2, alpha=4.0, dropout=0.5, roles=("q",)), base)
+    tiny.shake(method)
+    (site, layer), *others = method.placed.items()
+    x, frozen = torch.randn(400, site.in_features), base.places[site].frozen
+
+    def passes(step):
+        method.before_step(step)
+        return [layer(x, frozen) - frozen(x) for _ in range(2)]
+
+    method.train()
+    first, second = passes(0)
+    assert all(torch.equal(one, other) for one, other in zip(passes(0), (first, second), strict=True))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, passes(1)[0])
+    assert others[0][1].dropout.name != layer.dropout.name
+    torch.testing.assert_close(layer.dropout(x).mean(), x.mean(), atol=0.05, rtol=0)
+    assert float((layer.dropout(x) == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+    method.eval()
+    expected = frozen(x) + 2 * x @ layer.A_RI.T @ layer.B_OR.T
+    torch.testing.assert_close(layer(x, frozen), expected, rtol=1e-4, atol=1e-5)
+    assert not method.graph_safe[0]

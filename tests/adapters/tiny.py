@@ -1,5 +1,6 @@
 """A tiny Llama whose linear layers are places, and batches for it: enough model to train an adapter in a second."""
 
+import copy
 import itertools
 from functools import cache
 from pathlib import Path
@@ -106,7 +107,21 @@ def logits(on: Base) -> torch.Tensor:
 
 
 def place(adapter: AdapterSettings, on: Base, seed: int = 0) -> Method:
+    take(adapter, on)
     return adapt(on, adapter, seed, TOTAL_STEPS)
+
+
+def take(adapter: AdapterSettings, on: Base) -> None:
+    """Make the base anew for an adapter that starts from a part of its weights, as quantize_base does."""
+    if not adapter.takes:
+        return
+    for site, frozen in on.frozen().items():
+        if site.role in adapter.roles:
+            weight_OI = _weights()[f"{site.name}.weight"]
+            rest_OI, *taken = adapter.take(weight_OI, lambda one: on.format.dequantize(on.format.quantize(one)))
+            fresh = on.format.frozen(on.format.quantize(rest_OI), frozen.bias)
+            fresh.taken = tuple(taken)
+            on.places[site].frozen = fresh.to(frozen.device)
 
 
 def points(method: Method) -> list[int | None]:
@@ -193,7 +208,14 @@ def frozen(site: Site, dtype: torch.dtype = torch.float32, device: str = "cpu") 
     if site.role == "norm":
         return LlamaRMSNorm(site.in_features).to(device, dtype)
     weight_OI = torch.randn(site.out_features, site.in_features, device=device) / 8
-    return Dense(weight_OI.to(dtype), torch.randn(site.out_features, device=device).to(dtype))
+    made = Dense(weight_OI.to(dtype), torch.randn(site.out_features, device=device).to(dtype))
+    made.taken = (torch.randn(8, site.in_features) / 8, torch.randn(site.out_features, 8) / 8)
+    return made
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of what is frozen at a site, in another dtype."""
+    return copy.deepcopy(module).to(dtype)
 
 
 def merged(on: Base, layers: dict[Site, nn.Module]) -> Base:

@@ -24,7 +24,9 @@ every_adapter = pytest.mark.parametrize("adapter", tiny.ADAPTERS, ids=lambda pat
 @pytest.fixture
 def saved(adapter, tmp_path):
     """A method with weights away from their start, and its folder."""
-    method = tiny.place(tiny.settings(adapter), tiny.base(Dense()))
+    settings = tiny.settings(adapter)
+    dense = settings.method(0, tiny.TOTAL_STEPS).unquantized_base[0]
+    method = tiny.place(settings, tiny.base(Dense() if dense else NF4(block_size=64, double=False)))
     tiny.shake(method)
     files.save(method, tmp_path / "adapter", base_name="tiny")
     return method, tmp_path / "adapter"
@@ -33,7 +35,9 @@ def saved(adapter, tmp_path):
 def fresh(method, on=None, **other):
     again = method.settings.model_copy(update=other)
     made = again.method(seed=method.seed, total_steps=method.total_steps)
-    made.place((on or tiny.base(Dense())).offered())
+    on = on or tiny.base(Dense())
+    tiny.take(again, on)
+    made.place(on.offered())
     return made
 
 

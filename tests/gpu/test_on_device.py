@@ -15,8 +15,9 @@ CUDA = torch.device("cuda")
 
 
 def goes_with(path, name):
-    """Say whether the method of `path` trains on a base of this format; a few need unquantized weights."""
-    return name == "none" or tiny.settings(path).method(seed=0, total_steps=tiny.TOTAL_STEPS).quantized_base[0]
+    """Say whether the method of `path` trains on a base of this format; a few need quantized weights, or others."""
+    method = tiny.settings(path).method(seed=0, total_steps=tiny.TOTAL_STEPS)
+    return (method.unquantized_base if name == "none" else method.quantized_base)[0]
 
 
 PAIRS = [pytest.param(p, f, id=f"{p.stem}-{f}") for p in tiny.ADAPTERS for f in FORMATS if goes_with(p, f)]

@@ -52,6 +52,17 @@ def test_what_moves(plan, overrides, moved):
     assert _moved(plan, overrides, RULES) == moved
 
 
+def test_an_adapter_that_takes_a_part_of_the_weights_trains_on_a_base_of_its_own(plan):
+    made = plan("sweep.adapter=[lora,loftq] sweep.quantization=[nf4-double] sweep.seed=[0] sweep.rank=[2,8]")
+    trained = {run.folder: run.finetune.needs["base"] for run in made.runs}
+    assert len(set(trained.values())) == 3, "one for LoRA, one for each rank of LoftQ"
+    assert {run.base for run in made.runs} == {base.job for base in made.bases}, "all are compared with the plain base"
+    assert len(made.bases) == 1
+    (folder,) = (base.wildcards[0] for name, base in trained.items() if "loftq-r2" in name)
+    assert re.fullmatch(r"demo-nf4-double-loftq-[0-9a-f]{8}", folder)
+    assert "pipeline.adapters.loftq" not in made.bases[0].job.cfg
+
+
 def test_paths_have_the_letters_of_wildcards_and_names_that_people_read(plan):
     for job in plan().shop.jobs.values():
         assert all(re.fullmatch(r"[a-z0-9.-]+-[0-9a-f]{8}", name) for name in job.wildcards)

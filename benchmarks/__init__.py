@@ -1,0 +1,1 @@
+"""Measurements whose records are kept in docs/results."""
