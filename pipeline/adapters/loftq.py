@@ -54,9 +54,15 @@ class PiSSA(LoRA):
 
 class PiSSAMethod(LoRAMethod):
     start = ("other", "what was taken out of the weight is put back, and quantization had less to lose on the rest")
+    not_peft = "PEFT would put the adapter on the model as published, from which nothing was taken"
 
     def at_start(self, site: Site, frozen: FrozenLinear) -> tuple[Tensor, Tensor]:
         rank = self.settings.rank
+        if site.rows is not None:
+            raise SettingsError(
+                f"adapter.roles: {self.settings.label} takes a part out of a weight as it is stored, and {site.name} "
+                "is a slice of one. Allowed: qkv, the fused projection as a whole, and what is no slice."
+            )
         if frozen.taken is None or len(frozen.taken[0]) != rank:
             raise SettingsError(
                 f"adapter: {self.settings.label} of rank {rank} starts from what was taken out of {site.name} "
@@ -66,7 +72,7 @@ class PiSSAMethod(LoRAMethod):
         return A_RI.clone(), B_OR * rank / alpha_or_default(self.settings.alpha, rank)
 
     def peft(self) -> None:
-        """Return None: PEFT would put the adapter on the model as published, from which nothing was taken."""
+        """Return None, for the reason in `not_peft`."""
 
 
 class LoftQMethod(PiSSAMethod):
