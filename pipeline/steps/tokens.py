@@ -49,9 +49,11 @@ def answer_ids(tokenizer: Tokenizer, answer: str, chat: Chat | None = None) -> l
 
 def ended_ids(tokenizer: Tokenizer, answer: str, chat: Chat | None = None) -> list[int]:
     """Return the answer's tokens and what ends it: EOS, or in a chat the end of the template's turn."""
-    end = (tokenizer.eos_token_id,) if chat is None else _turn(tokenizer, chat.system).end
-    assert end[0] is not None
-    return [*answer_ids(tokenizer, answer, chat), *end]
+    said = answer_ids(tokenizer, answer, chat)
+    if chat is not None:
+        return [*said, *_turn(tokenizer, chat.system).end]
+    assert tokenizer.eos_token_id is not None
+    return [*said, tokenizer.eos_token_id]
 
 
 def stop_ids(tokenizer: Tokenizer, chat: Chat | None = None) -> frozenset[int]:
