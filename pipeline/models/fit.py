@@ -98,7 +98,19 @@ def _method(shape: Node, quantization: Node, adapter: Node, steps: int) -> Metho
     assert isinstance(format_, Format)
     assert isinstance(settings, AdapterSettings)
     with torch.device("meta"):
-        return method_on(format_, _offered(canonical(shape), canonical(quantization)), settings, 0, steps)
+        offered = _offered(canonical(shape), canonical(quantization))
+        for site, frozen in offered.items():
+            if isinstance(frozen, Shapeless):
+                frozen.taken = _taken(settings, site, frozen)
+        return method_on(format_, offered, settings, 0, steps)
+
+
+def _taken(settings: AdapterSettings, site: Site, frozen: StoredLinear) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the shape of what an adapter takes out of a weight before it is stored, if it does."""
+    if not settings.takes or site.role not in settings.roles:
+        return None
+    _, A_RI, B_OR = settings.take(frozen.dense_weight(), lambda weight_OI: weight_OI)
+    return A_RI, B_OR
 
 
 @cache
