@@ -264,7 +264,7 @@ def test_a_prompt_that_does_not_fit_is_said_by_name_or_counted(place):
     assert {key: last[key] for key in ("item", "reply", "tokens", "stop")} == {
         "item": "long-1", "reply": "", "tokens": 0, "stop": "too-long",
     }  # fmt: skip
-    entry = place.score(WORDS).result["rules"]["gsm8k-strict"]["states"]["base"]
+    entry = place.score(WORDS)["rules"]["gsm8k-strict"]["states"]["base"]
     assert (entry["n"], entry["too_long"]) == (4, 1)
 
 
