@@ -297,5 +297,5 @@ SMALL = {
 def rewrite(path: Path, **changes):
     """Write a record again, whole and well, with other contents."""
     old = records.read(path)
-    fields = {key: changes.get(key, getattr(old, key)) for key in ("settings", "result", "about", "status")}
-    records.write(path, stage=old.stage, **fields)
+    kept = {key: getattr(old, key) for key in ("settings", "result", "about", "status")}
+    records.write(path, stage=old.stage, **(kept | changes))

@@ -105,7 +105,9 @@ def test_labels_are_the_answer_alone_and_questions_are_asked_as_trained():
 
 
 @pytest.mark.parametrize(
-    ("template", "answers"), [(CHATML, ["inkwell", "blotter"]), (INST, [" inkwell", " blotter"])], ids=["chatml", "inst"]
+    ("template", "answers"),
+    [(CHATML, ["inkwell", "blotter"]), (INST, [" inkwell", " blotter"])],
+    ids=["chatml", "inst"],
 )
 def test_choices_are_asked_as_trained_and_their_likelihood_is_that_of_the_answer_alone(template, answers):
     made = tokenizer(template)
