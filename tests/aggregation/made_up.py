@@ -296,6 +296,5 @@ SMALL = {
 
 def rewrite(path: Path, **changes):
     """Write a record again, whole and well, with other contents."""
-    old = records.read(path)
-    kept = {key: getattr(old, key) for key in ("settings", "result", "about", "status")}
-    records.write(path, stage=old.stage, **(kept | changes))
+    old = {key: value for key, value in vars(records.read(path)).items() if key != "version"}
+    records.write(**(old | changes))

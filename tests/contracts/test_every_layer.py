@@ -1,4 +1,4 @@
-"""Every layer of a method in conf/adapter by itself: whatever the shape, the dtype and the device of what it sits on."""
+"""Every layer of a method in conf/adapter by itself: whatever the shape, the dtype and the device of its base."""
 
 import copy
 
