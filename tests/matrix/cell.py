@@ -41,7 +41,7 @@ WORST = 0.2
 Outcomes = dict[str, str]
 
 
-class Defect(AssertionError):
+class DefectError(AssertionError):
     """What a cell must not do."""
 
 
@@ -67,7 +67,7 @@ def tried(adapter: Path, format_: Path, architecture: str) -> Outcomes:
 def _outcome(step: Callable[[], str | None]) -> str:
     try:
         reason = step()
-    except Defect as error:
+    except DefectError as error:
         return f"{DEFECT}{error}"
     except Exception as error:  # whatever it is, the cell has a hole
         return f"{DEFECT}{type(error).__name__}: {error}"
@@ -76,7 +76,7 @@ def _outcome(step: Callable[[], str | None]) -> str:
 
 def _hold(holds: bool, what: str) -> None:
     if not holds:
-        raise Defect(what)
+        raise DefectError(what)
 
 
 def _reason(error: SettingsError, method: Method[Any, Any], base: Base) -> str:
