@@ -114,10 +114,14 @@ class Table(DataSource):
         return row
 
     def _text(self, value: object, ours: str, where: str) -> str:
-        """Return one value as text; a list where the settings say that there is one."""
-        if ours in self.lists and isinstance(value, list) and value:
+        """Return one value as text; a list where the settings say that there is one. Blank sentences add nothing."""
+        if ours in self.lists and isinstance(value, list):
+            if self.lists[ours] == "sentences":
+                value = [one for one in value if not isinstance(one, str) or one.strip()]
             between = {"sentences": " ", "references": REFERENCES}[self.lists[ours]]
-            return between.join(self._text(one, "", where) for one in value)
+            if value:
+                return between.join(self._text(one, "", where) for one in value)
+            value = None
         if value is None or (isinstance(value, str) and not value.strip() and self.empty == "refuse"):
             raise SettingsError(f"{where}: is empty. Fill it in, or remove the row.")
         if isinstance(value, bool) or not isinstance(value, str | int):

@@ -130,6 +130,11 @@ def test_lists_and_several_columns(tmp_path):
         source.rows("train")
     path.write_text(json.dumps(lines[0]))
     assert source.rows("train")[0] == {"id": "train-00001", "question": "One. Two.", "answer": f"x{REFERENCES}y"}
+    path.write_text(json.dumps(lines[0] | {"q": ["One.", "  ", "Two."]}))  # as a row of SciTLDR is
+    assert source.rows("train")[0]["question"] == "One. Two."
+    path.write_text(json.dumps(lines[0] | {"q": [" "]}))
+    with pytest.raises(SettingsError, match="row 1, column 'q': is empty"):
+        source.rows("train")
     path.write_text(json.dumps(lines[0] | {"a": f"x{REFERENCES}"}))
     with pytest.raises(SettingsError, match=r"U\+001E"):
         source.rows("train")
