@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Forward, Layers, Method, Places, Positive
+from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Forward, Method, Places, Positive
 from pipeline.adapters.lora import LoRA, LoRALayer, alpha_or_default, at_start
 from pipeline.adapters.low_rank import low_rank
 from pipeline.core import seeds
@@ -145,10 +145,18 @@ class MixtureMethod(Method[S, ExpertLayer]):
             return (first_BTV.sum() + second_BTV.sum()) * 0.0
         return nn.functional.nll_loss(p, batch.labels_BT[labelled_BT]) + consistency(p, q)
 
-    def export(self, at: int | None = None) -> Layers:
+    def export(self, at: int | None = None) -> dict[Site, AdapterLayer]:
         """Return the mean of the experts of every site as one plain layer."""
         assert at is None, f"{self.settings.label} has no points, got {at}"
         return {site: layer.mean() for site, layer in self.placed.items()}
+
+    def plain(self) -> AdapterSettings:
+        """Return the settings of what the mean of the experts is."""
+        raise NotImplementedError  # each kind of expert has its own
+
+    def shipped(self, at: int | None = None) -> Method[Any, Any]:
+        """Return the plain adapter that the mean of the experts is."""
+        return self.plain().method(self.seed, self.total_steps).keep(self.export(at))
 
     def insight(self) -> dict[str, Any]:
         """Return how much is left of what was trained, for the paper counts only that."""
@@ -167,11 +175,9 @@ class AdaMixMethod(MixtureMethod[AdaMix]):
         (A_MRI, B_MOR), s = weights, self.settings
         return LoRAExperts(A_MRI, self.kept(B_MOR), alpha_or_default(s.alpha, s.rank) / s.rank, drawn_2P)
 
-    def shipped(self, at: int | None = None) -> Method[Any, Any]:
-        """Return the plain LoRA that the mean of the experts is."""
+    def plain(self) -> LoRA:
         s = self.settings
-        plain = LoRA(rank=s.rank, alpha=alpha_or_default(s.alpha, s.rank), roles=s.roles)
-        return plain.method(self.seed, self.total_steps).keep(self.export(at))
+        return LoRA(rank=s.rank, alpha=s.alpha, roles=s.roles)
 
 
 def consistency(p_MV: Tensor, q_MV: Tensor) -> Tensor:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.adapters.adamix import PASSES, ExpertLayer, Mixture, MixtureMethod
-from pipeline.adapters.bottleneck import Activation, Bottleneck, BottleneckLayer, BottleneckMethod, bottleneck, drawn
+from pipeline.adapters.bottleneck import (
+    Activation,
+    Bottleneck,
+    BottleneckLayer,
+    BottleneckMethod,
+    Houlsby,
+    bottleneck,
+    drawn,
+)
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.site import Site
 
@@ -61,6 +69,7 @@ class BottleneckExperts(ExpertLayer):
 class AdaMixHoulsbyMethod(MixtureMethod[AdaMixHoulsby]):
     start = ("near", "projections are drawn, as Houlsby's")
     mergeable = BottleneckMethod.mergeable
+    not_peft = "PEFT has neither experts nor what their mean is, a Houlsby adapter"
 
     def expert(self, site: Site, seed: int, device: torch.device) -> list[Tensor]:
         D_RO, U_OR = drawn(self.settings, site, seed, device)
@@ -69,3 +78,7 @@ class AdaMixHoulsbyMethod(MixtureMethod[AdaMixHoulsby]):
     def experts(self, weights: list[Tensor], drawn_2P: Tensor) -> BottleneckExperts:
         D_MRO, d_MR, U_MOR, u_MO = weights
         return BottleneckExperts([D_MRO, d_MR, self.kept(U_MOR), self.kept(u_MO)], self.settings.activation, drawn_2P)
+
+    def plain(self) -> Houlsby:
+        s = self.settings
+        return Houlsby(width=s.width, sigma=s.sigma, activation=s.activation, norms=False, roles=s.roles)

@@ -19,15 +19,15 @@ from pipeline.adapters.oft import OFT
 from pipeline.adapters.rslora import RsLoRA
 from pipeline.adapters.weight_oft import WeightOFT
 from pipeline.core.settings import SettingsError
-from pipeline.core.site import LINEAR_ROLES, Site
+from pipeline.core.site import Site
 
 Config = Mapping[str, Any]
 
 WITHOUT_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "boft_dropout", "ensure_weight_tying", "inference_mode",
-    "init_ia3_weights", "init_lora_weights", "init_weights", "lora_dropout", "megatron_core", "module_dropout",
-    "oft_dropout", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
-    "task_type",
+    "auto_mapping", "base_model_name_or_path", "boft_dropout", "ensure_weight_tying", "fan_in_fan_out",
+    "inference_mode", "init_ia3_weights", "init_lora_weights", "init_weights", "lora_dropout", "megatron_core",
+    "module_dropout", "oft_dropout", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type",
 }  # fmt: skip
 """Fields that say where an adapter comes from, how it started, or what happens in training alone."""
 
@@ -55,7 +55,7 @@ def settings_of(config: Config, sites: Iterable[Site]) -> tuple[AdapterSettings,
 
 def _targets(wanted: Any, sites: Iterable[Site]) -> list[Site]:
     """Return the sites that PEFT would adapt; a method here takes all sites of a role, or none of them."""
-    linear = [site for site in sites if site.role in LINEAR_ROLES and site.rows is None]
+    linear = [site for site in sites if site.linear and site.rows is None]
 
     def fits(site: Site) -> bool:
         if wanted == "all-linear":
@@ -121,7 +121,7 @@ def _boft(config: Config, targets: list[Site]) -> AdapterSettings:
             "adapter_config.json: BOFT must have boft_block_size and one factor, for without its CUDA extension PEFT "
             f"makes one whatever the file says; got {config.get('boft_n_butterfly_factor')}."
         )
-    return BOFT(block_size=config["boft_block_size"], factors=1, rescaled=True, roles=_roles(targets))
+    return BOFT(block_size=config["boft_block_size"], factors=1, rescaled=True, dropout=0.0, roles=_roles(targets))
 
 
 def _adalora(config: Config, targets: list[Site]) -> AdapterSettings:

@@ -19,6 +19,7 @@ from pipeline.adapters.files import PEFT_VERSION
 from pipeline.adapters.lora import alpha_or_default, at_start, peft_lora
 from pipeline.adapters.oft import peft_oft
 from pipeline.adapters.rotation import blocks_along
+from pipeline.adapters.spectrum import effective_rank, rotation_angles
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
 from pipeline.core.site import Site
@@ -87,6 +88,9 @@ class PeftLoRALayer(PeftLayer):
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}.weight": getattr(self.inner, name)[NAME].weight for name in ("lora_A", "lora_B")}
 
+    def insight(self) -> dict[str, Any]:
+        return {"effective_rank": effective_rank(*self.tensors().values())}
+
 
 class PeftOFTLayer(PeftLayer):
     @torch.no_grad()
@@ -95,6 +99,9 @@ class PeftOFTLayer(PeftLayer):
         of = self.inner.oft_R[NAME]
         terms = of.num_cayley_neumann_terms
         return Update(rotation_NCC=of._cayley_batch(of.weight, of.block_size, of.use_cayley_neumann, terms))
+
+    def insight(self) -> dict[str, Any]:
+        return {"rotation_angle": rotation_angles(self.update().rotation_NCC)}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"oft_R.weight": self.inner.oft_R[NAME].weight}

@@ -57,6 +57,11 @@ class PiSSAMethod(LoRAMethod):
 
     def at_start(self, site: Site, frozen: FrozenLinear) -> tuple[Tensor, Tensor]:
         rank = self.settings.rank
+        if site.rows is not None:
+            raise SettingsError(
+                f"adapter.roles: {self.settings.label} takes a part out of a weight as it is stored, and {site.name} "
+                "is a slice of one. Allowed: qkv, the fused projection as a whole, and what is no slice."
+            )
         if frozen.taken is None or len(frozen.taken[0]) != rank:
             raise SettingsError(
                 f"adapter: {self.settings.label} of rank {rank} starts from what was taken out of {site.name} "

@@ -9,12 +9,14 @@ Shapes: G groups of K inputs (G K = I), A (R, G), B (O, R).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.adapters.base import AdapterLayer, AdapterSettings, Count, Method, Places, Positive
 from pipeline.adapters.lora import alpha_or_default
+from pipeline.adapters.spectrum import effective_rank
 from pipeline.core import seeds
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import SettingsError
@@ -51,6 +53,10 @@ class QALoRALayer(AdapterLayer):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"lora_A.weight": self.A_RG, "lora_B.weight": self.B_OR}
+
+    def insight(self) -> dict[str, Any]:
+        """Return the rank of B A, which repeating each column K times leaves as it is."""
+        return {"effective_rank": effective_rank(self.A_RG, self.B_OR)}
 
 
 class QALoRAMethod(Method[QALoRA, QALoRALayer]):

@@ -12,7 +12,7 @@ Where the base's format takes an update into its scales or zero points, no code 
 scored as trained: `exact` is the share of sites where that is so, `requantized` counts the others by the reason.
 
 Where the base's format cuts weights into blocks that share a scale, each site also says by how much the update widens
-what a scale must span: quantiles over the blocks of absmax(W') / absmax(W), blocks of zeros left out.
+them: quantiles over the blocks of absmax(W') / absmax(W), blocks of zeros left out.
 """
 
 from collections import Counter

@@ -4,6 +4,7 @@ The model is built from its config on the meta device, whatever its size, and th
 """
 
 import json
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from functools import cache
@@ -58,23 +59,23 @@ def largest(shape: Node, quantization: Node, adapter: Node, steps: int, budget: 
     told: list[str] = []
 
     @cache
-    def count(size: int) -> int | None:
+    def count(size: int) -> float:
         try:
             return _parameters(_method(shape, quantization, settings.resized(size).node(), steps))
         except SettingsError as error:
             told.append(str(error))
-            return None
+            return math.inf
 
     features = {n for site in _offered(canonical(shape), canonical(quantization)) for n in _features(site)}
-    if all(count(size) is not None for size in REGULAR):
+    if all(count(size) < math.inf for size in REGULAR):
         sizes = range(1, max(features) + 1)
         fitting = sizes[: bisect_right(sizes, budget, key=count)]
         fitting = [sizes[bisect_left(sizes, count(fitting[-1]), key=count)]] if fitting else []
     else:
         sizes = sorted({size for n in features for size in range(1, n + 1) if n % size == 0})
-        fitting = [size for size in sizes if (count(size) or budget + 1) <= budget]
+        fitting = [size for size in sizes if count(size) <= budget]
     if not fitting:
-        counts = [n for size in (REGULAR if isinstance(sizes, range) else sizes) if (n := count(size)) is not None]
+        counts = [n for size in (REGULAR if isinstance(sizes, range) else sizes) if (n := count(size)) < math.inf]
         said = f"the smallest has {min(counts):,}" if counts else told[0]
         raise SettingsError(
             f"sweep.budget: got {budget:,.0f} trainable parameters, and no {settings.axis} of {settings.label} has so "
@@ -97,8 +98,12 @@ def _method(shape: Node, quantization: Node, adapter: Node, steps: int) -> Metho
     format_, settings = build(quantization, "quantization"), build(adapter, "adapter")
     assert isinstance(format_, Format)
     assert isinstance(settings, AdapterSettings)
+    offered = _offered(canonical(shape), canonical(quantization))
     with torch.device("meta"):
-        return method_on(format_, _offered(canonical(shape), canonical(quantization)), settings, 0, steps)
+        for site, frozen in offered.items():
+            if settings.takes and site.role in settings.roles and isinstance(frozen, Shapeless):
+                frozen.taken = settings.take(frozen.dense_weight(), lambda stored_OI: stored_OI)[1:]
+        return method_on(format_, offered, settings, 0, steps)
 
 
 @cache

@@ -32,7 +32,9 @@ class Place(nn.Module):
 class FusedPlace(Place):
     """A fused projection: one place as a whole, with places for its slices, each of which may have its own adapter."""
 
-    def __init__(self, frozen: nn.Module, slices: Iterable[Site]) -> None:
+    frozen: FrozenLinear  # type: ignore[assignment]
+
+    def __init__(self, frozen: FrozenLinear, slices: Iterable[Site]) -> None:
         super().__init__(frozen)
         self.parts = {site: Place(Slice(self, site)) for site in slices}  # in no state_dict: views of `frozen`
         rows = torch.tensor([row for site in self.parts for row in site.rows or ()])
@@ -49,6 +51,8 @@ class FusedPlace(Place):
 
 class Slice(FrozenLinear):
     """The outputs `rows` of a fused projection. It holds nothing: whatever is done to the whole, it follows."""
+
+    whole: FusedPlace
 
     def __init__(self, whole: FusedPlace, site: Site) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class Reordered(torch.autograd.Function):
         return dy_MO.index_select(1, ctx.saved_tensors[0]), None, None
 
 
-def put(model: Any, found: list[Site], frozen: Mapping[Site, nn.Module]) -> dict[Site, Place]:
+def put(model: Any, found: list[Site], frozen: Mapping[Site, FrozenLinear]) -> dict[Site, Place]:
     """Replace the module of every site by its place, and return the places, those of slices among them.
 
     `frozen` is what stands at each linear site that is no slice; a norm stays what it is.
@@ -94,8 +98,10 @@ def put(model: Any, found: list[Site], frozen: Mapping[Site, nn.Module]) -> dict
         if site.rows is not None:
             continue
         slices = [part for part in found if part.rows is not None and part.module == site.name]
-        module = frozen[site] if site.linear else model.get_submodule(site.name)
-        place = FusedPlace(module, slices) if slices else Place(module)
+        if slices:
+            place: Place = FusedPlace(frozen[site], slices)
+        else:
+            place = Place(frozen[site] if site.linear else model.get_submodule(site.name))
         model.set_submodule(site.name, place)
         places |= {site: place} | (place.parts if isinstance(place, FusedPlace) else {})
     return places

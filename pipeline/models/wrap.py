@@ -18,7 +18,7 @@ from pipeline.models.adapt import method_on
 from pipeline.models.places import put, stored
 from pipeline.models.states import merged
 from pipeline.optimizers.base import Optimizer, OptimizerSettings
-from pipeline.quantization.base import Format
+from pipeline.quantization.base import Format, StoredLinear
 from pipeline.quantization.none import Dense
 
 
@@ -239,7 +239,7 @@ def _whole(site: Site, plain: Mapping[Site, nn.Module]) -> Site:
     return next(one for one in plain if one.name == site.module)
 
 
-def _frozen(format_: Format, site: Site, module: Any) -> nn.Module:
+def _frozen(format_: Format, site: Site, module: Any) -> StoredLinear:
     weight = module.weight.detach()
     weight_OI = weight.T.contiguous() if site.transposed else weight
     return format_.frozen(format_.quantize(weight_OI), None if module.bias is None else module.bias.detach())

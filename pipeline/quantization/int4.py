@@ -49,6 +49,9 @@ class Grid(Format):
         filling = (0, -weight_OI.shape[1] % self.group_size)
         return nn.functional.pad(weight_OI.detach().float(), filling, "replicate").unflatten(1, (-1, self.group_size))
 
+    def block_absmax(self, weight_OI: Tensor) -> Tensor:
+        return self.grouped(weight_OI.float()).abs().amax(2).flatten()
+
     def row_scaled(self, stored: QuantizedWeight, scale_O: Tensor) -> QuantizedWeight:
         scaled = {name: held_OG * scale_O[:, None] for name, held_OG in stored.tensors.items() if name != "packed"}
         return replace(stored, tensors=stored.tensors | scaled)

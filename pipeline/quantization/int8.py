@@ -61,6 +61,9 @@ class Int8(Format):
     def dequantize(self, stored: QuantizedWeight, dtype: torch.dtype | None = None) -> Tensor:
         return dequantize_rows(stored.tensors["code"], stored.tensors["absmax"]).to(dtype or stored.dtype)
 
+    def block_absmax(self, weight_OI: Tensor) -> Tensor:
+        return weight_OI.detach().float().abs().amax(1)
+
     def row_scaled(self, stored: QuantizedWeight, scale_O: Tensor) -> QuantizedWeight:
         if not bool((scale_O > 0).all()):
             raise QuantizationError("a row scale that is not positive would make an absmax that is none")

@@ -152,5 +152,5 @@ def test_experts_start_apart_and_shared_up_has_one_b():
     trained = sum(parameter.numel() for parameter in method.parameters())
     lora = tiny.place(LoRA(rank=2, alpha=4.0, roles=LINEAR_ROLES), tiny.base(Dense()))
     shipped = sum(parameter.numel() for parameter in lora.parameters())
-    assert method.insight() == {"shipped_parameters": shipped}
+    assert method.insight()["shipped_parameters"] == shipped
     assert trained > shipped

@@ -32,7 +32,7 @@ OURS = {
     "exact oft": OFT(block_size=16, terms=None, shared=True, roles=ROLES),
     "coft": COFT(block_size=16, terms=5, shared=False, epsilon=0.5, roles=ROLES),
     "oft by blocks": WeightOFT(blocks=4, roles=ROLES),
-    "boft": BOFT(block_size=8, factors=1, rescaled=True, roles=ROLES),
+    "boft": BOFT(block_size=8, factors=1, rescaled=True, dropout=0.0, roles=ROLES),
     "adalora": AdaLoRA(
         rank=4, init_rank=6, alpha=8.0, gamma=0.1, regularizer="code", warm=0.25, cool=0.25, every=1, beta=0.85,
         roles=ROLES,

@@ -137,7 +137,7 @@ def test_peft_computes_the_same_from_our_file(saved):
 
 
 @every_adapter
-def test_peft_s_own_file_fills_ours(saved, tmp_path):
+def test_peft_s_own_file_fills_ours(adapter, saved, tmp_path):
     method, folder = saved
     if method.peft() is None:
         return
@@ -158,7 +158,8 @@ def test_peft_s_own_file_fills_ours(saved, tmp_path):
     got = tiny.logits(adapters.base)
     other = fresh(method)
     files.fill(other, tmp_path / "theirs" / files.WEIGHTS)
-    assert torch.equal(tiny.logits_at(tiny.base(Dense()), other, None), got)
+    apart = (tiny.logits_at(tiny.base(Dense()), other, None) - got).abs().max()
+    assert apart <= CLOSE * got.abs().max() if adapter.stem.startswith("peft-") else apart == 0  # another row computes
     assert (got - tiny.logits(tiny.base(Dense()))).abs().max() > 0.02
     assert (got - expected).abs().max() <= CLOSE * expected.abs().max()
 
@@ -185,6 +186,7 @@ def test_what_ships_computes_what_is_exported(saved, tmp_path):
         files.save(method.shipped(at), tmp_path / "shipped", base_name="tiny")
         settings, seed, total_steps = files.made_of(tmp_path / "shipped")
         again = settings.method(seed, total_steps)
+        tiny.take(settings, base)
         again.place(base.offered())
         files.load(again, tmp_path / "shipped")
         base.attach(again.eval().placed)

@@ -52,10 +52,11 @@ def test_built_quantized_fine_tuned_and_merged(tmp_path, kind):
         task="x", steps=12, batch_size=4, micro_batch_size=2, learning_rate=1e-2, schedule=schedule, max_grad_norm=1.0,
         max_length=64, checkpoint_every=100,
     )  # fmt: skip
-    pairs = [(str(n), f"Question: {n} + 1?\nAnswer:", f" {n + 1}") for n in range(8)]
+    pairs = [(str(n), f"Question: {n} + 1?\nAnswer:", (f" {n + 1}",)) for n in range(8)]
     optimizer = build(node(kind)["optimizer"], "optimizer")
     plan = Plan(LoRA(rank=4, alpha=8.0), optimizer, training, seed=0)
-    trained = finetune(loaded, plan, pairs, pairs[:2], Checkpoints(tmp_path / "checkpoints", {}))
+    both = {"train": pairs, "dev": pairs[:2]}
+    trained = finetune(loaded, plan, both, Checkpoints(tmp_path / "checkpoints", {}), lambda _: None)
     curve = [point["loss"] for point in trained.result["curve"]]
     assert curve[-1] < curve[0] - 0.05
     for state in STATES:

@@ -1,13 +1,16 @@
 """What is told from a model's shape alone is what the loaded model says."""
 
+import time
+
 import pytest
 
 from pipeline.core.settings import SettingsError, build
 from pipeline.models import fit
 from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
+from pipeline.stages import quantize_base
 from tests.adapters.tiny import ADAPTERS, settings
-from tests.models.conftest import FORMATS, KINDS
+from tests.models.conftest import FORMATS, HARDWARE, KINDS
 
 STEPS = 100
 ADAMW = {"_target_": "pipeline.optimizers.adamw.AdamW", "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.1}
@@ -17,20 +20,29 @@ def shape(kind):
     return KINDS[kind] | {"model_type": kind.partition("-")[0]}
 
 
+def format_of(node):
+    return FORMATS["none" if build(node).method(0, STEPS).unquantized_base[0] else "nf4"]
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "kind", ["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "falcon"))]
 )
-def test_a_method_on_the_shape_is_the_method_on_the_model(prepared, kind, adapter):
+def test_a_method_on_the_shape_is_the_method_on_the_model(prepared, kind, adapter, tmp_path):
     node = settings(adapter).node()
     if node.get("block_size", 0) > 16:
         node |= {"block_size": 16}
+    asked = (shape(kind), format_of(node))
     _, manifest, base = prepared(kind, True)
+    if build(node).takes:
+        base = tmp_path / "manifest.json"
+        made = {"quantization": asked[1], "hardware": HARDWARE, "adapter": node}
+        quantize_base.run(made, {"model": manifest}, {"record": base}, {"started": time.time()})
     loaded = load_base(manifest, base, device="cpu", dtype="fp32")
     answers = []
     for ask in (
         lambda: sum(p.numel() for p in adapt(loaded, build(node), 0, STEPS).parameters() if p.requires_grad),
-        lambda: fit.fit(shape(kind), FORMATS["none"], node, ADAMW, STEPS)["parameters"],
+        lambda: fit.fit(*asked, node, ADAMW, STEPS)["parameters"],
     ):
         try:
             answers.append(ask())
@@ -44,7 +56,7 @@ def test_the_largest_size_fits_and_the_next_does_not(adapter):
     node, budget = settings(adapter).node(), 30_000
     if build(node).axis is None:
         return
-    ask = (shape("qwen2"), FORMATS["none"])
+    ask = (shape("qwen2"), format_of(node))
     if adapter.stem in ("full", "last-layers"):
         with pytest.raises(SettingsError, match="has so few on this model: the smallest has"):
             fit.largest(*ask, node, STEPS, budget)
