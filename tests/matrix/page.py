@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.adapters.base import AdapterSettings
 from pipeline.core.records import Record
+from pipeline.models.states import STATES
 from tests.adapters import tiny
 from tests.matrix.cell import DEFECT, OK, REFUSED, STEPS, Outcomes
 
@@ -53,7 +54,7 @@ def cells(record: Record) -> Iterator[tuple[str, str, str, Outcomes]]:
 
 def _row(name: str, settings: Any, found: Found) -> list[str]:
     trains = [cell for cell in found if cell[3]["train"] == OK]
-    merges = [outcome for *_, told in trains for step, outcome in told.items() if "merged" in step or "quant" in step]
+    merges = [outcome for *_, told in trains for step, outcome in told.items() if step in STATES]
     exact = {format_ for _, format_, _, told in trains if told.get("absorb") == OK}
     refused = {format_ for _, format_, _, told in trains if "absorb" in told and told["absorb"] != OK}
     some = [f"{format_} (some)" if format_ in refused else format_ for format_ in sorted(exact)]
@@ -85,7 +86,9 @@ def _refusals(found: Found) -> str:
     for *cell, told in found:
         for step, outcome in told.items():
             if outcome != OK:
-                where[outcome, "merge" if "merged" in step or "quantized" in step else step].append(tuple(cell))
+                kind = "merge" if step in STATES else step
+                for why in outcome.split("; "):
+                    where[_prefixed(why, outcome), kind].append(tuple(cell))
     parts = []
     for title, prefix, steps in (
         ("Refused", REFUSED, ("train", "merge")),
@@ -102,6 +105,11 @@ def _refusals(found: Found) -> str:
             head = ("step", "why", "methods", "formats", "architectures")
             parts += [f"\n## {title}\n", _line(head), _line(["---"] * len(head)), *rows]
     return "\n".join(parts) + "\n"
+
+
+def _prefixed(why: str, outcome: str) -> str:
+    """Return one of the reasons of an outcome, with the word that all of them begin with."""
+    return why if why.startswith((REFUSED, DEFECT)) else f"{outcome.partition(': ')[0]}: {why}"
 
 
 def _axes(hit: list[tuple[str, ...]], found: Found) -> list[str]:

@@ -37,6 +37,7 @@ def tests_of(patch: Path) -> list[str]:
 
 
 def copy_into(folder: Path) -> Path:
+    """Copy what tests need, and return the folder."""
     for name in NEEDED:
         source = ROOT / name
         if source.is_dir():
@@ -46,11 +47,12 @@ def copy_into(folder: Path) -> Path:
     return folder
 
 
-def apply(patch: Path, folder: Path) -> None:
+def apply(patch: Path, folder: Path, *options: str) -> None:
+    """Raise a MutantError if a patch does not fit."""
     # Outside of any repository, or git would skip what is not in its index.
     ceiling = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
     done = subprocess.run(
-        ["git", "apply", str(patch)], check=False, cwd=folder, env=ceiling, capture_output=True, text=True
+        ["git", "apply", *options, str(patch)], check=False, cwd=folder, env=ceiling, capture_output=True, text=True
     )
     if done.returncode:
         raise MutantError(f"{patch.name}: no longer applies ({done.stderr.strip()}). Put its defect into today's code.")
