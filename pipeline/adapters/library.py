@@ -94,14 +94,18 @@ class PeftLoRALayer(PeftLayer):
 
 class PeftOFTLayer(PeftLayer):
     @torch.no_grad()
-    def update(self) -> Update:
+    def rotation(self) -> Tensor:
         """Return PEFT's own blocks; its `get_delta_weight` would spread them over a dense (I, I)."""
         of = self.inner.oft_R[NAME]
         terms = of.num_cayley_neumann_terms
-        return Update(rotation_NCC=of._cayley_batch(of.weight, of.block_size, of.use_cayley_neumann, terms))
+        rotation_NCC: Tensor = of._cayley_batch(of.weight, of.block_size, of.use_cayley_neumann, terms)
+        return rotation_NCC
+
+    def update(self) -> Update:
+        return Update(rotation_NCC=self.rotation())
 
     def insight(self) -> dict[str, Any]:
-        return {"rotation_angle": rotation_angles(self.update().rotation_NCC)}
+        return {"rotation_angle": rotation_angles(self.rotation())}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"oft_R.weight": self.inner.oft_R[NAME].weight}

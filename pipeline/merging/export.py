@@ -21,7 +21,8 @@ from pipeline.core.machine import ready
 from pipeline.core.records import Record, RecordError
 from pipeline.core.results import find_run
 from pipeline.core.settings import SettingsError
-from pipeline.models.load import Base
+from pipeline.models import sites
+from pipeline.models.load import Base, skeleton
 from pipeline.models.states import STATES, Label, entered, labels
 from pipeline.models.trained import open_run
 from pipeline.quantization.base import StoredLinear
@@ -75,10 +76,8 @@ def export_merged(base: Base, method: Method[Any, Any], label: Label, merge: Rec
     _, skipped = labels([label.state], method, base.format)
     if skipped:
         raise SettingsError(f"--merged: {label.state}: {skipped[label.state]}.")
-    if label.state.startswith("requantized") and base.format.transformers_config(torch.float32, []) is None:
-        raise SettingsError(
-            f"--merged: no other tool reads {base.format.name}; got {label.state}, allowed: {', '.join(MERGED[:2])}."
-        )
+    if label.state.startswith("requantized") and (obstacle := _unreadable(base)):
+        raise SettingsError(f"--merged: {obstacle}; got {label.state}, allowed: {', '.join(MERGED[:2])}.")
     with entered(base, method, label) as digest, records.writing(folder) as unfinished:
         assert digest is not None
         # A rank that no sweep scores is in no report.
@@ -94,11 +93,21 @@ def export_merged(base: Base, method: Method[Any, Any], label: Label, merge: Rec
     return f"a model for transformers, {label}, weights {digest[:16]}…"
 
 
+def _unreadable(base: Base) -> str | None:
+    """Return why transformers cannot read this model in the base's format, None where it can."""
+    if base.format.transformers_config(torch.float32, []) is None:
+        return f"no other tool reads {base.format.name}"
+    empty = skeleton(base.weights.folder)
+    if (name := sites.foreign(empty, sites.find(empty))) is None:
+        return None
+    return f"transformers loads no {type(empty.get_submodule(name)).__name__} quantized, and {name} is one"
+
+
 @torch.no_grad()
 def _write_model(base: Base, folder: Path, *, quantized: bool) -> None:
     """Write the model as its places are now; a layer without an adapter is the base's own, dense or as it is stored."""
-    sites = {site.module: site for site in base.frozen() if site.rows is None}
-    layers = {module: base.frozen()[site] for module, site in sites.items()}
+    stored = {site.module: site for site in base.frozen() if site.rows is None}
+    layers = {module: base.frozen()[site] for module, site in stored.items()}
     names, origin = base.weights.names(), base.weights.folder
     if new := [name for name, layer in layers.items() if layer.bias is not None and f"{name}.bias" not in names]:
         raise SettingsError(f"--merged: {new[0]} has a bias now, and this architecture has none there.")
@@ -117,7 +126,7 @@ def _write_model(base: Base, folder: Path, *, quantized: bool) -> None:
             writer.add_quantized(module, layer.quantized)
         else:
             weight_OI = layer.dense_weight()
-            writer.add(name, weight_OI.T if sites[module].transposed else weight_OI)
+            writer.add(name, weight_OI.T if stored[module].transposed else weight_OI)
     rest = [name for name, module in base.model.named_modules() if isinstance(module, nn.Linear)]
     writer.finish(json.loads((origin / "config.json").read_text(encoding="utf-8")), rest)
     for path in origin.iterdir():

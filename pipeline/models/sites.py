@@ -4,7 +4,7 @@ A new architecture is a row of TABLE. A matrix that no pattern names is an error
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,15 @@ def layer_of(name: str) -> int:
 def is_linear(module: nn.Module) -> bool:
     """Say whether a module is a linear layer."""
     return isinstance(module, nn.Linear) or _is_conv1d(module)
+
+
+def foreign(model: nn.Module, found: Iterable[Site]) -> str | None:
+    """Return the first linear layer that transformers 5 does not load quantized: of no class that it replaces.
+
+    It replaces nn.Linear and Conv1D, but no subclass of them, such as Falcon's.
+    """
+    linear = [site for site in found if site.linear and not site.transposed]
+    return next((site.module for site in linear if type(model.get_submodule(site.module)) is not nn.Linear), None)
 
 
 def _is_conv1d(module: Any) -> bool:

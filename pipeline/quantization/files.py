@@ -73,16 +73,17 @@ class Writer(Shards):
         for key, tensor in self._format.to_file(weight).items():
             self.add(f"{module}.{key}", tensor)
 
-    def finish(self, config: dict[str, Any], unquantized: list[str]) -> None:
+    def finish(self, config: dict[str, Any], unquantized: list[str], *, public: bool = True) -> None:
         """Write the last shard, the index and, where transformers can read the weights, config.json.
 
         Without a format of its own the folder is of a plain model.
-        `config` is the model's own; `unquantized` names the linear modules that were added as they are.
+        `config` is the model's own; `unquantized` names the linear modules that were added as they are; `public` says
+        whether transformers can quantize this architecture.
         """
         self.close(**{DTYPE: dtype_name(self._dtype)})
         if not self._format.own_folder:
             self._write_json(CONFIG, config)
-        elif (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
+        elif public and (quantization := self._format.transformers_config(self._dtype, unquantized)) is not None:
             self._write_json(CONFIG, config | {"quantization_config": quantization})
 
 

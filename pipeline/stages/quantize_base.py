@@ -96,6 +96,7 @@ def _convert(model: Path, split: Split, writer: Writer | None) -> dict[str, Any]
     """Store the weights one at a time; return the error table and the bits that a stored parameter takes."""
     bare, weights = skeleton(model), Weights(model)
     linear = {site.name: site for site in stored(sites.find(bare))}
+    public = sites.foreign(bare, linear.values()) is None
     rows, bits, parameters = {}, 0, 0
     for name in weights.names():
         site = linear.get(name.removesuffix(".weight"))
@@ -114,7 +115,7 @@ def _convert(model: Path, split: Split, writer: Writer | None) -> dict[str, Any]
             writer.add_quantized(site.name, quantized)
     if writer:
         rest = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear) and name not in linear]
-        writer.finish(json.loads((model / "config.json").read_text(encoding="utf-8")), rest)
+        writer.finish(json.loads((model / "config.json").read_text(encoding="utf-8")), rest, public=public)
     return {"layers": [_row(site, rows[site]) for site in linear.values()], "bits_per_parameter": bits / parameters}
 
 

@@ -30,15 +30,15 @@ DYLORA = DyLoRA(max_rank=4, ranks=(2, 4), drawn="all", decay=1.0, alpha=6.0, fro
 def finished(prepared, tmp_path):
     """Return a function that makes a finished run, merged, with its plan, and returns its folder."""
 
-    def make(settings=DYLORA, format_="nf4-double"):
-        _, model, manifest = prepared("llama", True, format_)
+    def make(settings=DYLORA, format_="nf4-double", kind="llama"):
+        _, model, manifest = prepared(kind, True, format_)
         run = tmp_path / "results" / "runs" / "tiny-dylora-s0-12345678"
         base = load_base(model, manifest, device="cpu", dtype="fp32")
         method = adapt(base, settings, 7, total_steps=3)
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
-        files.save(method, run / "adapter", base_name="llama")
+        files.save(method, run / "adapter", base_name=kind)
         slice_ = {"adapter": settings.node(), "hardware": HARDWARE}
         hashes = {path.name: records.file_sha256(path) for path in (run / "adapter").iterdir()}
         train = slice_ | {"seed": 7, "training": {"steps": 3}}
@@ -101,6 +101,37 @@ def test_a_requantized_state_is_stored_bit_for_bit(finished, tmp_path):
             assert torch.equal(base.format.dequantize(quantized[site.name]), frozen.dense_weight())
     said = records.read(tmp_path / "out" / "export.json", "export").result
     assert said == {"run": run.name, "state": f"{state}@r4", "digest": digest}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "falcon"])
+def test_fused_and_transposed_weights_leave_as_transformers_has_them(finished, tmp_path, capsys, kind):
+    """The dense state of both; of the quantized one Falcon's, which transformers would initialize anew, is refused."""
+    run = finished(kind=kind)
+    base, method = open_run(run)
+    for state in ("merged-original", "requantized-dequantized"):
+        folder = tmp_path / state
+        if (kind, state) == ("falcon", "requantized-dequantized"):
+            assert export(run, "--to", str(folder), "--merged", state) == 1
+            assert "transformers loads no FalconLinear quantized, and transformer.h.0." in capsys.readouterr().err
+            assert not folder.exists()
+            continue
+        assert export(run, "--to", str(folder), "--merged", state) == 0
+        with entered(base, method, Label(state, 4)):
+            expected = logits(base.model)
+        if state.startswith("requantized"):
+            pytest.importorskip("bitsandbytes")
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for module in loaded.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # else it repacks weights at the first forward
+                module.support_avx512bf16_for_cpu = False
+        torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_format_that_no_other_tool_reads_leaves_dense_alone(finished, tmp_path, capsys):
+    run = finished(format_="int4-affine")
+    assert export(run, "--to", str(tmp_path / "out"), "--merged", "requantized-original") == 1
+    assert "no other tool reads int4-affine; got requantized-original, allowed: merged-" in capsys.readouterr().err
+    assert export(run, "--to", str(tmp_path / "out"), "--merged", "merged-dequantized") == 0
 
 
 def test_other_weights_than_those_reported_do_not_leave(finished, tmp_path, capsys):

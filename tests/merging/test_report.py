@@ -43,7 +43,7 @@ def norm(x):
     return float(torch.linalg.vector_norm(x))
 
 
-@pytest.mark.parametrize("format_", ["none", "nf4", "nf4-double"])
+@pytest.mark.parametrize("format_", ["none", "nf4", "nf4-double", "int4-affine"])
 def test_a_dense_merge_keeps_the_whole_update(prepared, format_):
     base = loaded(prepared, format_)
     found = report(base, trained(base, 0.05), ["merged-original"])["states"]["merged-original"]
