@@ -11,6 +11,7 @@
 An outcome is `ok`, `refused: why`, or `defect: what`.
 """
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ def _hold(holds: bool, what: str) -> None:
 def _reason(error: SettingsError, method: Method[Any, Any], base: Base) -> str:
     """Return the method's own words where the format is the matter, else the message."""
     allowed, why = method.unquantized_base if isinstance(base.format, Dense) else method.quantized_base
-    return str(error) if allowed else why
+    return re.sub(r"\S+\.\d+\.\S+", "…", str(error)) if allowed else why  # one reason, whatever the site
 
 
 def _train(base: Base, method: Method[Any, Any]) -> None:
