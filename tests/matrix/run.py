@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", nargs="+", choices=allowed)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     given, started = parser.parse_args(argv), time.time()
+    provenance.commit()  # of the code that starts here; it is kept
     chosen = [getattr(given, name) for name in axes]
     cells = list(itertools.product(*(names or allowed for names, allowed in zip(chosen, axes.values(), strict=True))))
     with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
