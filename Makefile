@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help sweep plan test check format lock readme clean
+.PHONY: help sweep plan test check mutants matrix format lock readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,12 @@ check: .venv/dev.stamp  ## style and fast tests, for the loop while you write
 	ruff check
 	ruff format --check
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest -m "not slow and not e2e" $(ARGS)
+
+mutants: .venv/dev.stamp  ## put every defect of tests/mutants into a copy of the tree and see its tests turn red
+	python -m tests.mutants.run $(ARGS)
+
+matrix: .venv/dev.stamp  ## every method on every format on every architecture, to docs/methods.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m tests.matrix.run $(ARGS)
 
 format: .venv/dev.stamp  ## rewrite Python and Snakemake files in the house style
 	ruff check --fix

@@ -27,7 +27,7 @@ from pipeline.core.frozen import FrozenLinear
 from pipeline.core.site import Site
 from pipeline.core.update import Update
 from pipeline.models.load import Base
-from pipeline.models.states import OWN_CODES, Label, digest_of, labels, merge, source_weight, stored
+from pipeline.models.states import OWN_CODES, Label, digest_of, joined, labels, merge, source_weight, stored
 
 PARTS = ("weight", "meant", "delta", "kept", "error")
 """The squared norms of W, W', dW and M - W', and the product of M - W0 and dW (kept). They add up over sites."""
@@ -66,9 +66,10 @@ def _why_requantized(base: Base, whole: Site, updates: dict[Site, Update], state
     """Return why codes are made anew, "" where they are not, None where the state has none or never keeps them."""
     if state != OWN_CODES:
         return None
-    if whole not in updates:
-        return "slices of a fused projection are merged together"
-    _, left, reasons = stored(base, whole).absorbing(updates[whole])
+    update = joined(whole, {site: update for site, update in updates.items() if base.whole(site) == whole})
+    if update is None:
+        return "slices of a fused projection turn or scale their common inputs each in its own way"
+    _, left, reasons = stored(base, whole).absorbing(update)
     return "" if left.empty() else "; ".join(reasons)
 
 

@@ -118,8 +118,8 @@ def merge_site(base: Base, whole: Site, updates: dict[Site, Update], state: str)
     """
     frozen = stored(base, whole)
     format_, dtype = base.format if state.startswith("requantized") else Dense(), frozen.quantized.dtype
-    if state == OWN_CODES and whole in updates:
-        layer, left, _ = frozen.absorbing(updates[whole])
+    if state == OWN_CODES and (update := joined(whole, updates)) is not None:
+        layer, left, _ = frozen.absorbing(update)
         if left.empty():
             return layer
     weight_OI = source_weight(base, whole, state)
@@ -127,6 +127,25 @@ def merge_site(base: Base, whole: Site, updates: dict[Site, Update], state: str)
     for site, update in updates.items():
         weight_OI, bias_O = merged(update, site, weight_OI, bias_O)
     return format_.frozen(format_.quantize(weight_OI.to(dtype)), None if bias_O is None else bias_O.to(dtype))
+
+
+def joined(whole: Site, updates: dict[Site, Update]) -> Update | None:
+    """Return the one update of a stored weight that does what those of its slices do.
+
+    None where a slice turns or scales its inputs, which are those of all slices.
+    """
+    if whole in updates:
+        return updates[whole]
+    if any(update.rotation_NCC is not None or update.column_scale_I is not None for update in updates.values()):
+        return None
+    made = Update()
+    for name, nothing in (("delta_OI", 0.0), ("row_scale_O", 1.0), ("bias_O", 0.0)):
+        parts = {site: part for site, update in updates.items() if (part := getattr(update, name)) is not None}
+        for site, part in parts.items():
+            if getattr(made, name) is None:
+                setattr(made, name, part.new_full((whole.out_features, *part.shape[1:]), nothing))
+            getattr(made, name)[list(site.rows or ())] = part
+    return made
 
 
 def stored(base: Base, site: Site) -> StoredLinear:

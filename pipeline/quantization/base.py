@@ -158,7 +158,11 @@ class StoredLinear(FrozenLinear):
             else:
                 bias_O = None if bias_O is None else (factor_O * bias_O.float()).to(bias_O.dtype)
                 delta_OI = None if delta_OI is None else factor_O[:, None] * delta_OI
-        left = replace(update, delta_OI=delta_OI, row_scale_O=scale_O)
+        added_O = update.bias_O
+        if added_O is not None and scale_O is None:  # a bias is never quantized, and nothing is left to scale it
+            bias_O = (added_O.float() if bias_O is None else bias_O.float() + added_O.float()).to(stored.dtype)
+            added_O = None
+        left = replace(update, delta_OI=delta_OI, row_scale_O=scale_O, bias_O=added_O)
         return self.format.frozen(stored, bias_O), left, reasons
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

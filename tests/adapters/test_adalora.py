@@ -65,6 +65,12 @@ def test_without_alpha_it_is_twice_the_start_rank():
     assert method.peft()["lora_alpha"] == 12.0
 
 
+def test_peft_is_told_the_ranks_and_the_schedule():
+    told = placed()[1].peft()
+    wanted = {"init_r": 6, "target_r": 4, "tinit": 4, "tfinal": 12, "total_step": STEPS, "deltaT": 4, "beta1": 0.85}
+    assert {key: told[key] for key in wanted} == wanted
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_importance_is_the_papers_formula(seed):
     base, method = placed(seed)

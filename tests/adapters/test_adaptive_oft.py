@@ -42,16 +42,17 @@ def test_exactly_the_budget_turns_after_each_cut(seed):
     assert len(set(shares.values())) > 1, "layers come to differ"
 
 
-def test_the_least_important_go_first_and_may_come_back():
+def test_the_least_important_by_mean_times_spread_go_first():
     _, method = placed()
+    place_N1 = torch.arange(1.0, 1 + len(method.packed_NE))[:, None]
     with torch.no_grad():
         method.packed_NE.normal_()
-        method.mean_NE.copy_(torch.arange(len(method.packed_NE))[:, None])
-        method.spread_NE.fill_(1.0)
+        method.mean_NE.copy_(place_N1)
+        method.spread_NE.copy_(place_N1**-2)
     method.after_step(STEPS - 1)
     kept = method.budget(STEPS)
-    assert not method.packed_NE[:-kept].any()
-    assert method.packed_NE[-kept:].any(1).all()
+    assert method.packed_NE[:kept].any(1).all()
+    assert not method.packed_NE[kept:].any()
 
 
 def test_importance_is_the_mean_over_entries_of_the_two_running_means():

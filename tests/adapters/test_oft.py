@@ -35,6 +35,17 @@ def test_packing_is_the_strict_upper_triangle_row_by_row():
     assert skew(packed, 3).tolist() == [[[0, 1, 2], [-1, 0, 3], [-2, -3, 0]]]
 
 
+@pytest.mark.parametrize("other", [{}, {"shared": True}, {"terms": None}], ids=["series", "shared", "exact"])
+def test_merging_turns_the_weight_the_way_that_the_layer_turns_the_input(other):
+    _, method = placed(**other)
+    tiny.shake(method)
+    for site, layer in method.placed.items():
+        x, frozen = torch.randn(3, site.in_features), tiny.frozen(site)
+        merged = tiny.Dense(*layer.update().apply(frozen.weight_OI, frozen.bias))
+        torch.testing.assert_close(layer(x, frozen), merged(x), rtol=1e-4, atol=1e-4)
+        assert (merged(x) - frozen(x)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("terms", [2, 3, 4, 5, 6])
 def test_series_is_the_paper_s(terms):
     Q_NCC = blocks(0.5)

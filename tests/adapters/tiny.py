@@ -16,10 +16,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from pipeline.adapters.base import AdapterSettings, Method
 from pipeline.core.frozen import FrozenLinear
 from pipeline.core.settings import Settings, build
-from pipeline.core.site import LINEAR_ROLES, Site
-from pipeline.models import sites
+from pipeline.core.site import Site
+from pipeline.models import places, sites
 from pipeline.models.adapt import adapt
-from pipeline.models.load import Base, Place
+from pipeline.models.load import Base
 from pipeline.models.stack import stacked
 from pipeline.optimizers.adamw import AdamW
 from pipeline.optimizers.base import Optimizer
@@ -75,18 +75,22 @@ def base(format_: Format) -> Base:
     return on(model(), format_)
 
 
-def on(made: LlamaForCausalLM, format_: Format) -> Base:
-    """Any model, likewise."""
-    places, found = {}, sites.find(made)
-    for site in found:
+def on(made: Any, format_: Format) -> Base:
+    """Any decoder, likewise."""
+    found, weights, frozen = sites.find(made), Weights(), {}
+    for site in places.stored(found):
         module = made.get_submodule(site.name)
-        if site.role in LINEAR_ROLES:
-            module = format_.frozen(format_.quantize(module.weight), module.bias)
-        parent, _, leaf = site.name.rpartition(".")
-        places[site] = Place(module)
-        setattr(made.get_submodule(parent), leaf, places[site])
-    places |= stacked(made, found)
-    return Base(made, None, format_, places, None, made.dtype, torch.device("cpu"))
+        weights[site.module] = module.weight.T.contiguous() if site.transposed else module.weight
+        frozen[site] = format_.frozen(format_.quantize(weights[site.module]), module.bias)
+    put = places.put(made, found, frozen)
+    return Base(made, None, format_, put | stacked(made, found), weights, made.dtype, torch.device("cpu"))
+
+
+class Weights(dict[str, torch.Tensor]):
+    """The weights as they were, by module, in the place of a model's folder."""
+
+    def linear(self, site: Site) -> torch.Tensor:
+        return self[site.module] if site.rows is None else self[site.module][list(site.rows)]
 
 
 def parts(count: int = 1, step: int = 0, seed: int = 0) -> list[Batch]:
@@ -115,9 +119,9 @@ def take(adapter: AdapterSettings, on: Base) -> None:
     """Make the base anew for an adapter that starts from a part of its weights, as quantize_base does."""
     if not adapter.takes:
         return
-    for site, frozen in on.frozen().items():
+    for site in places.stored(on.places):
         if site.role in adapter.roles:
-            weight_OI = _weights()[f"{site.name}.weight"]
+            frozen, weight_OI = on.places[site].frozen, on.weights.linear(site)
             rest_OI, *taken = adapter.take(weight_OI, lambda one: on.format.dequantize(on.format.quantize(one)))
             fresh = on.format.frozen(on.format.quantize(rest_OI), frozen.bias)
             fresh.taken = tuple(taken)

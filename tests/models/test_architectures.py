@@ -14,6 +14,7 @@ from pipeline.adapters.lora import LoRA
 from pipeline.adapters.oft import OFT
 from pipeline.core import records
 from pipeline.core.settings import SettingsError
+from pipeline.merging.report import report
 from pipeline.models import sites
 from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
@@ -99,6 +100,23 @@ def test_slices_merge_into_what_was_trained(prepared, kind, adapter):
     assert (found["trained"][0] - found["base"][0]).abs().max() > 1e-2
     assert len({digest for _, digest in found.values()}) == 5
     assert torch.equal(base.model(IDS).logits, found["base"][0])
+
+
+@pytest.mark.parametrize("kind", FUSED)
+@torch.no_grad()
+def test_codes_of_a_fused_projection_stay_where_the_scales_of_its_rows_can_take_those_of_slices(prepared, kind):
+    _, base = loaded(prepared, kind, "nf4")
+    method = shaken(base, IA3(roles=("k", "v")))
+    trained, wholes = base.model(IDS).logits, {base.whole(site) for site in method.placed}
+    packed = {site: base.frozen()[site].quantized.tensors["packed"] for site in wholes}
+    said = report(base, method, ["requantized-dequantized"])["states"]["requantized-dequantized"]
+    assert (said["exact"], said["requantized"]) == (1, {})
+    with entered(base, method, Label("requantized-dequantized")):
+        assert all(torch.equal(base.frozen()[site].quantized.tensors["packed"], packed[site]) for site in wholes)
+        torch.testing.assert_close(base.model(IDS).logits, trained, **CLOSE)
+    assert (trained - base.model(IDS).logits).abs().max() > 1e-3
+    turned = report(base, shaken(base, SLICES["oft"]), ["requantized-dequantized"])["states"]
+    assert any("in its own way" in why for why in turned["requantized-dequantized"]["requantized"])
 
 
 @pytest.mark.parametrize("kind", FUSED)

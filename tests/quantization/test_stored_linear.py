@@ -184,8 +184,26 @@ def test_zero_points_take_a_delta_that_is_constant_within_their_groups_and_then_
     assert torch.equal(frozen.bias, wanted_bias)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_added_to_a_bias_is_taken_for_a_bias_is_never_quantized(name):
+    for bias in (True, False):
+        frozen, added = layer(FORMATS[name]), torch.randn(48)
+        frozen.bias = frozen.bias if bias else None
+        before, wanted = frozen.quantized, added + frozen.bias if bias else added
+        assert frozen.absorb(Update(bias_O=added)).empty()
+        assert frozen.quantized is before
+        assert torch.equal(frozen.bias, wanted)
+
+
+def test_what_is_added_to_a_bias_waits_for_a_row_scale_that_is_left_over():
+    frozen, update = layer(DOUBLE), Update(row_scale_O=torch.full((48,), 2.0), bias_O=torch.ones(48))
+    bias = frozen.bias
+    assert vars(frozen.absorb(update)) == vars(update)
+    assert torch.equal(frozen.bias, bias)
+
+
 def test_an_update_without_row_scale_is_left_over():
-    frozen, update = layer(NF4), Update(delta_OI=torch.ones(48, 128), bias_O=torch.ones(48))
+    frozen, update = layer(NF4), Update(delta_OI=torch.ones(48, 128))
     before = frozen.quantized
     assert vars(frozen.absorb(update)) == vars(update)
     assert frozen.quantized is before

@@ -29,6 +29,13 @@ def test_every_sweep_of_conf(plan, sweep, data_root, monkeypatch):
     assert found.expected["runs"]
 
 
+def test_the_sweep_of_methods_has_every_method_once_and_its_rates_are_swept_for_the_same(plan):
+    library = {"peft-lora", "peft-oft"}
+    for sweep, rates in (("methods", 1), ("methods-learning-rates", 6)):
+        found = Counter(run.point.choices["adapter"] for run in plan(sweep=sweep).runs)
+        assert found == dict.fromkeys(set(files("adapter")) - library, rates)
+
+
 def _names(plan):
     return [run.point.title for run in plan.runs]
 
