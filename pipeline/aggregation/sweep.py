@@ -5,6 +5,7 @@ of the earlier steps it was made by. A record that says anything else belongs to
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 from pipeline.aggregation.settings import Report
 from pipeline.core import records
 from pipeline.core.records import Record, RecordError
-from pipeline.core.settings import TARGET, deciding, digest, parse
+from pipeline.core.settings import deciding, digest, parse
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Subject:
     seed: int | None = None
     base: str | None = None  # the folder of the base that it stands on; of a base, its own
     settings: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # of conf/, that settings came from
     kept: tuple[str, ...] = ()
 
     @cached_property
@@ -161,32 +163,32 @@ def variants(subjects: tuple[Subject, ...]) -> dict[str, str]:
     Returns:
         group -> "" where nothing needs telling, else such as "learning_rate=0.001".
     """
-    alike: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    alike: dict[tuple[Any, ...], dict[str, Subject]] = {}
     for one in subjects:
-        point = (one.model, one.quantization, one.adapter, one.size)
-        alike.setdefault(point, {}).setdefault(one.group, dict(leaves(one.settings)))
-    return {group: _told_apart(group, groups) for groups in alike.values() for group in groups}
+        alike.setdefault((one.model, one.quantization, one.adapter, one.size), {}).setdefault(one.group, one)
+    return {group: told for groups in alike.values() for group, told in _told_apart(groups).items()}
 
 
-def _told_apart(group: str, groups: dict[str, dict[str, Any]]) -> str:
-    """Name the settings that differ; of two classes their names, and not fields that only one of them has."""
-    keys = sorted({key for leaves in groups.values() for key in leaves} - {"seed"})
+def _told_apart(groups: dict[str, Subject]) -> dict[str, str]:
+    """Name of each group the files of conf/ that differ, and the settings that still differ under equal files."""
+    settings = {group: dict(leaves(one.settings)) for group, one in groups.items()}
+    axes = {axis for one in groups.values() for axis in one.files}
+    named = {axis for axis in axes if len({one.files.get(axis) for one in groups.values()}) > 1}
 
     def differs(key: str) -> bool:
-        node, dot, field = key.rpartition(".")
-        alike: dict[str, set[str]] = {}
-        for leaves in groups.values():
-            kind = "" if field == TARGET else str(leaves.get(f"{node}{dot}{TARGET}"))
-            alike.setdefault(kind, set()).add(digest(leaves.get(key)))
-        return any(len(values) > 1 for values in alike.values())
+        axis, values = key.partition(".")[0], defaultdict(set)
+        for group, one in groups.items():
+            values[one.files.get(axis) if axis in named else None].add(digest(settings[group].get(key)))
+        return any(len(digests) > 1 for digests in values.values())
 
-    shown = {key: groups[group][key] for key in keys if differs(key) and key in groups[group]}
-    return ", ".join(_shown(key, value) for key, value in shown.items())
-
-
-def _shown(key: str, value: Any) -> str:
-    node, _, field = key.rpartition(".")
-    return f"{node}={value.rpartition('.')[2]}" if field == TARGET else f"{field}={value}"
+    keys = [key for key in sorted({key for of in settings.values() for key in of} - {"seed"}) if differs(key)]
+    return {
+        group: ", ".join(
+            [f"{axis}={one.files.get(axis)}" for axis in sorted(named)]
+            + [f"{key.rpartition('.')[2]}={settings[group].get(key)}" for key in keys]
+        )
+        for group, one in groups.items()
+    }
 
 
 def leaves(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

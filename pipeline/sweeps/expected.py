@@ -42,6 +42,7 @@ def _run(run: Run) -> Node:
         "seed": point.settings["seed"],
         "base": f"bases/{run.base.wildcards[0]}",
         "settings": deciding(point.settings),
+        "files": {axis: point.choices[axis] for axis in ("optimizer", "training")},
         "kept": _kept([*run.finetune.needs.values(), *run.jobs]),
         "records": {
             "prepare_model": run.finetune.needs["model"].expected(),

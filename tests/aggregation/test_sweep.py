@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from pipeline.aggregation import rows, sweep
@@ -63,6 +65,14 @@ def test_lines_are_told_apart_by_what_differs(make):
     names = sweep.variants(plan.runs)
     assert set(names.values()) == {"learning_rate=0.001", "learning_rate=0.002"}
     assert len(names) == 6  # LoRA at two sizes and DyLoRA, each at two rates; seeds share a line
+
+
+def test_files_of_conf_stand_for_the_settings_in_them(make):
+    plan = sweep.load(make(**SMALL, learning_rates=[1e-3, 2e-3]))
+    named = [replace(run, files={"training": f"t{run.settings['training']['learning_rate']}"}) for run in plan.runs]
+    assert set(sweep.variants(tuple(named)).values()) == {"training=t0.001", "training=t0.002"}
+    one_file = [replace(run, files={"training": "t"}) for run in plan.runs]
+    assert set(sweep.variants(tuple(one_file)).values()) == {"learning_rate=0.001", "learning_rate=0.002"}
 
 
 def test_what_nothing_else_has_needs_no_telling(small):
