@@ -20,7 +20,7 @@ from pipeline.evaluation.score import scores
 from pipeline.evaluation.states import Subject, evaluate
 from pipeline.models.load import Base, load_base
 from pipeline.models.states import Label
-from pipeline.stages.finetune import _pairs, _plan
+from pipeline.stages.finetune import pairs_of, plan_of
 from pipeline.sweeps import plan as plans
 from pipeline.tasks import rows
 from pipeline.training.checkpoint import Checkpoints
@@ -54,9 +54,11 @@ def _variant(adapter: dict[str, Any]) -> str:
 def _measured(settings: dict[str, Any], node: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
     """Train one run and ask it the test questions; seconds are of this process's CPU."""
     base: Base = load_base(inputs["model"], inputs["base"], device="cpu", dtype="fp32")
-    pairs, began = _pairs(settings, inputs["data"]), time.process_time()
+    taught: Any = build(settings["task"], "task")
+    training = plan_of(settings, taught)
+    pairs, began = pairs_of(taught, training.training, inputs["data"]), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        trained = finetune(base, _plan(settings), pairs["train"], pairs["dev"], Checkpoints(Path(folder), {}))
+        trained = finetune(base, training, pairs, Checkpoints(Path(folder), {}), lambda _: None)
     seconds = time.process_time() - began
     task: Any = build(node | {"name": "gsm8k-demo"}, "task")
     asked = rows.split(inputs["data"], task.generation.split)[: task.generation.limit]

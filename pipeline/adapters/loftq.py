@@ -54,6 +54,7 @@ class PiSSA(LoRA):
 
 class PiSSAMethod(LoRAMethod):
     start = ("other", "what was taken out of the weight is put back, and quantization had less to lose on the rest")
+    not_peft = "PEFT would put the adapter on the model as published, from which nothing was taken"
 
     def at_start(self, site: Site, frozen: FrozenLinear) -> tuple[Tensor, Tensor]:
         rank = self.settings.rank
@@ -71,7 +72,7 @@ class PiSSAMethod(LoRAMethod):
         return A_RI.clone(), B_OR * rank / alpha_or_default(self.settings.alpha, rank)
 
     def peft(self) -> None:
-        """Return None: PEFT would put the adapter on the model as published, from which nothing was taken."""
+        """Return None, for the reason in `not_peft`."""
 
 
 class LoftQMethod(PiSSAMethod):

@@ -61,6 +61,7 @@ class QALoRALayer(AdapterLayer):
 
 class QALoRAMethod(Method[QALoRA, QALoRALayer]):
     start = ("identity", "B is zero")
+    not_peft = "PEFT has QA-LoRA on the layers of GPTQ alone"
 
     def layers(self, places: Places) -> dict[Site, QALoRALayer]:
         settings = self.settings

@@ -18,7 +18,7 @@ from pipeline.aggregation import statistics
 from pipeline.aggregation.contenders import Contender, Contest, contest
 from pipeline.aggregation.groups import rounded
 from pipeline.aggregation.rows import Score, summarize
-from pipeline.aggregation.wording import MINUS
+from pipeline.aggregation.wording import MINUS, seeds
 from pipeline.core import records
 from pipeline.core.records import RecordError
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 def choose(of: Contest, within: float) -> Choice:
     """Return the cheapest contender that is within reach of the best of dev."""
     sign = 1 if next(iter(of.contenders[0].dev.values())).better == "higher" else -1
-    best = max(of.contenders, key=lambda one: sign * _score(one.dev))
+    best = max(of.contenders, key=lambda one: (sign * _score(one.dev), -one.cost.weights, -one.cost.adapter))
     behind = [_behind(of, best.dev, one.dev) for one in of.contenders]
     fit = [one for one, gap in zip(of.contenders, behind, strict=True) if gap.high <= within]
     chosen = min(fit, key=lambda one: (one.cost.weights, one.cost.adapter))
@@ -126,10 +126,9 @@ def said(choice: Choice) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     gap = choice.on_test
-    seeds = len(choice.chosen.dev)
     lines = [
         f"{of.rule} ({unit}), {report.state}; dev: {of.protocols[0]}, n = {_items(choice.best.dev)}; "
-        f"test: {of.protocols[1]}, n = {_items(choice.best.test)}; {seeds} seed{'' if seeds == 1 else 's'}",
+        f"test: {of.protocols[1]}, n = {_items(choice.best.test)}; {seeds({len(one.dev) for one in of.contenders})}",
         *table,
         f"* chosen, = best on dev. Behind: the best minus the line, with the paired {report.confidence:.0%} interval "
         "(bootstrap over items and seeds). Weights: base and adapter. Times are those of the evaluation on test and of "

@@ -113,7 +113,7 @@ def _asked(sweep: Sweep, task: TaskPlan) -> Iterable[Asked]:
     """Yield what one run was asked in a task, if any run was."""
     for run in sweep.runs:
         try:
-            record = sweep.fetch(run.tasks[task.name]["evaluate"], "evaluate")
+            record = sweep.fetch(run.tasks[task.name], "evaluate")
             data = sweep.fetch(sweep.data[task.name], "prepare_data").settings
         except RecordError:
             continue
@@ -170,7 +170,7 @@ def _cost(asked: Asked, group: Group) -> Cost:
 
 
 def _cost_of(asked: Asked, run: Evidence, label: str, rank: int | None) -> Cost:
-    evaluated = asked.sweep.fetch(run.subject.tasks[asked.task.name]["evaluate"], "evaluate")
+    evaluated = asked.sweep.fetch(run.subject.tasks[asked.task.name], "evaluate")
     trained = asked.sweep.fetch(run.subject.records["finetune"], "finetune")
     try:
         cost = evaluated.about["costs"][label]

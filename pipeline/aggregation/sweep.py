@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.aggregation.settings import Report
 from pipeline.core import records
 from pipeline.core.records import Record, RecordError
-from pipeline.core.settings import deciding, digest, parse
+from pipeline.core.settings import TARGET, deciding, digest, parse
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,24 @@ def variants(subjects: tuple[Subject, ...]) -> dict[str, str]:
 
 
 def _told_apart(group: str, groups: dict[str, dict[str, Any]]) -> str:
+    """Name the settings that differ; of two classes their names, and not fields that only one of them has."""
     keys = sorted({key for leaves in groups.values() for key in leaves} - {"seed"})
-    differing = [key for key in keys if len({digest(leaves.get(key)) for leaves in groups.values()}) > 1]
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={groups[group].get(key)}" for key in differing)
+
+    def differs(key: str) -> bool:
+        node, dot, field = key.rpartition(".")
+        alike: dict[str, set[str]] = {}
+        for leaves in groups.values():
+            kind = "" if field == TARGET else str(leaves.get(f"{node}{dot}{TARGET}"))
+            alike.setdefault(kind, set()).add(digest(leaves.get(key)))
+        return any(len(values) > 1 for values in alike.values())
+
+    shown = {key: groups[group][key] for key in keys if differs(key) and key in groups[group]}
+    return ", ".join(_shown(key, value) for key, value in shown.items())
+
+
+def _shown(key: str, value: Any) -> str:
+    node, _, field = key.rpartition(".")
+    return f"{node}={value.rpartition('.')[2]}" if field == TARGET else f"{field}={value}"
 
 
 def leaves(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,8 +11,7 @@ MARKS = {"": "", "failed": "", "best": "★", "tie": "≈", "better": "▲", "wo
 def head(comparison: Comparison) -> list[str]:
     """Return the sentences above a table: what it is, what is missing, which protocols, states, n and seeds."""
     runs = [line for line in comparison.lines if not line.is_base]
-    counts = sorted({len(line.seeds) for line in runs})
-    seeds = f"{' or '.join(map(str, counts))} seed{'' if counts == [1] else 's'} a line" if counts else "no runs"
+    repeated = f"{seeds({len(line.seeds) for line in runs})} a line" if runs else "no runs"
     told = []
     if comparison.missing:
         told.append(
@@ -21,7 +20,7 @@ def head(comparison: Comparison) -> list[str]:
     told += [_protocol(comparison, task) for task in comparison.tasks]
     told.append(
         f"States scored: {', '.join(comparison.states)}; each column names its own; a base alone has no adapter and "
-        f"shows its one score. {_count(len(runs), 'line')}, {seeds}."
+        f"shows its one score. {_count(len(runs), 'line')}, {repeated}."
     )
     told.append(
         f"Scores are means over seeds ± half of the {comparison.confidence:.0%} interval (bootstrap over items and "
@@ -127,6 +126,11 @@ def _protocol(comparison: Comparison, task: TaskInfo) -> str:
 def titled(task: TaskInfo) -> str:
     """Return the protocol with the role it plays, where it plays one."""
     return task.protocol if task.role == "other" else f"{task.protocol} ({task.role})"
+
+
+def seeds(counts: set[int]) -> str:
+    """Return the numbers of seeds that there are, as "1 or 2 seeds"."""
+    return f"{' or '.join(map(str, sorted(counts)))} seed{'' if counts == {1} else 's'}"
 
 
 def _count(count: int, noun: str) -> str:

@@ -37,12 +37,10 @@ def stands_on(run: Path) -> tuple[Path, Path]:
     """
     results = run.parents[1]
     for path in plans(results).values():
-        plan = records.read(path, "plan").result
-        bases = {base["folder"]: base["records"] for base in plan["bases"]}
-        for one in plan["runs"]:
+        for one in records.read(path, "plan").result["runs"]:
             if one["folder"] == f"runs/{run.name}":
-                model, base = (bases[one["base"]][stage]["path"] for stage in ("prepare_model", "quantize_base"))
-                return results / model, results / base
+                model, base = (results / one["records"][stage]["path"] for stage in ("prepare_model", "quantize_base"))
+                return model, base
     raise RecordError(
         f"{run}: no plan in {results}/tables names this run, so its base is not known. Start its sweep again; what is "
         "finished stays as it is."

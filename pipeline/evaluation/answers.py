@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.settings import SettingsError
 from pipeline.evaluation.likelihood import finite_log_likelihoods
 from pipeline.evaluation.windows import Window
-from pipeline.steps.tokens import Tokenizer, prompt_ids
+from pipeline.steps.tokens import Tokenizer, answer_ids, prompt_ids, start_facts
 from pipeline.tasks.base import Row, Task
 from pipeline.tasks.generation import Answers
 
@@ -25,14 +25,14 @@ class Candidates:
                 not cut such prompts.
         """
         assert isinstance(task.generation, Answers)
-        self.task, self.settings, self.bos = task, task.generation, tokenizer.bos_token_id
+        self.task, self.settings, self.tokenizer = task, task.generation, tokenizer
         self.windows: list[Window] = []
         self.bytes: list[int] = []
         self.cut: dict[str, None] = {}
         for row in rows:
-            prompt = prompt_ids(tokenizer, task.question(row))
+            prompt = prompt_ids(tokenizer, task.question(row), task.chat)
             for answer in task.choices(row):
-                self.windows.append(self._window(row["id"], prompt, _tokens(tokenizer, row["id"], answer), context))
+                self.windows.append(self._window(row["id"], prompt, self._answer(row["id"], answer), context))
                 self.bytes.append(len(answer.lstrip().encode()))  # without the space before it, as lm-eval counts
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class Candidates:
 
     def decoding(self) -> dict[str, Any]:
         """Return what decides a likelihood and is no setting, for the record."""
-        return {"bos": self.bos}
+        return start_facts(self.tokenizer, self.task.chat)
 
     def facts(self) -> dict[str, Any]:
         """Return what was counted, for the record."""
@@ -63,6 +63,13 @@ class Candidates:
             for name, group in groupby(answers, key=lambda pair: pair[0])
         ]
 
+    def _answer(self, item: str, answer: str) -> list[int]:
+        if not answer.strip():
+            raise SettingsError(
+                f"row {item!r}: an answer is empty, so it has no likelihood. Fill it in, or remove the row."
+            )
+        return answer_ids(self.tokenizer, answer, self.task.chat)
+
     def _window(self, item: str, prompt: list[int], answer: list[int], context: int) -> Window:
         ids = [*prompt, *answer[:-1]]
         if (over := len(ids) - context) > 0:
@@ -75,12 +82,3 @@ class Candidates:
             self.cut[item] = None
         kept = ids[max(over, 0) :]
         return Window(item, kept, answer, len(kept) - len(answer))
-
-
-def _tokens(tokenizer: Tokenizer, item: str, answer: str) -> list[int]:
-    tokens = tokenizer.encode(answer, add_special_tokens=False)
-    if not tokens or not answer.strip():
-        raise SettingsError(
-            f"row {item!r}: an answer is empty, so it has no likelihood. Fill it in, or remove the row."
-        )
-    return tokens

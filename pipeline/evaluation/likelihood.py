@@ -14,7 +14,7 @@ from pipeline.core.settings import SettingsError
 from pipeline.evaluation.windows import Window, cut
 from pipeline.steps.tokens import Tokenizer
 from pipeline.tasks.base import Row, Task
-from pipeline.tasks.generation import Likelihood, LineBlocks, Rolling
+from pipeline.tasks.generation import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ class Chunks:
         Raises:
             SettingsError: a window is longer than the model's `context`, or the texts are shorter than one.
         """
-        assert isinstance(task.generation, Likelihood | LineBlocks | Rolling)
+        assert isinstance(task.generation, Texts)
         self.settings = task.generation
         if (size := self.settings.context) > context:
             key = f"task.{task.name}.generation.context"

@@ -27,7 +27,7 @@ from pipeline.quantization.errors import outliers
 from pipeline.quantization.none import Dense
 from pipeline.tasks import rows
 from pipeline.tasks.base import Task
-from pipeline.tasks.generation import Replies
+from pipeline.tasks.generation import Texts
 
 NAME = "sensitivity.json"
 
@@ -51,8 +51,8 @@ def measure(base: Base, texts: Chunks) -> dict[str, Any]:
 
     `base` is left as it was found.
     """
-    stored: dict[Site, Any] = dict(base.frozen())
-    weights = {site: base.weights.tensor(f"{site.name}.weight").to(base.device) for site in stored}
+    stored: dict[Site, Any] = {site: layer for site, layer in base.frozen().items() if site.rows is None}
+    weights = {site: base.weights.linear(site).to(base.device) for site in stored}
     base.detach()
     try:
         for site, layer in stored.items():
@@ -98,16 +98,18 @@ def _asked(node: dict[str, Any], results: Path, name: str | None) -> tuple[Task,
     """Return the task to read and the record of its evaluation on this base, whose settings are taken.
 
     Raises:
-        SettingsError: there is no such task that is scored by likelihood.
+        SettingsError: there is no such task that is scored by the likelihood of texts.
     """
-    for task_name, entries in node["tasks"].items():
-        record = records.read(results / entries["evaluate"]["path"], "evaluate")
+    for task_name, evaluation in node["tasks"].items():
+        record = records.read(results / evaluation["path"], "evaluate")
         task = build(record.settings["task"], "task")
         assert isinstance(task, Task)
-        if name in (None, task_name) and not isinstance(task.generation, Replies):
+        if name in (None, task_name) and isinstance(task.generation, Texts):
             return task, record
     known = ", ".join(node["tasks"])
-    raise SettingsError(f"--task: a task of the sweep scored by likelihood is needed, got {name!r}; it has {known}.")
+    raise SettingsError(
+        f"--task: a task of the sweep scored by the likelihood of texts is needed, got {name!r}; it has {known}."
+    )
 
 
 def _write(made: records.Record, model: Path, task: Task, data: Path, asked: records.Record, limit: int) -> None:

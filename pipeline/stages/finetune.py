@@ -31,9 +31,9 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     device = ready(hardware["device"], hardware["threads"])
     task = build(settings["task"], "task")
     assert isinstance(task, Task)
-    plan = _plan(settings, task)
+    plan = plan_of(settings, task)
     base = load_base(inputs["model"], inputs["base"], device=str(device), dtype=plan.training.precision)
-    pairs = _pairs(task, plan.training, inputs["data"])
+    pairs = pairs_of(task, plan.training, inputs["data"])
     made_by = {key: about[key] for key in ("code", "upstream") if key in about}
     checkpoints = Checkpoints(record.parent / "checkpoints", {"settings": settings} | made_by)
     with tracked(record.parent, "finetune", settings | made_by) as tracker:
@@ -46,7 +46,8 @@ def run(settings: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Pa
     print(f"{status}: {result.get('reason') or 'final loss {:.4f}'.format(result['final_loss'])}", flush=True)
 
 
-def _plan(settings: dict[str, Any], task: Task) -> Plan:
+def plan_of(settings: dict[str, Any], task: Task) -> Plan:
+    """Return what is trained, and how, from the stage's settings."""
     adapter, optimizer = build(settings["adapter"], "adapter"), build(settings["optimizer"], "optimizer")
     assert isinstance(adapter, AdapterSettings)
     assert isinstance(optimizer, OptimizerSettings)
@@ -54,7 +55,7 @@ def _plan(settings: dict[str, Any], task: Task) -> Plan:
     return Plan(adapter, optimizer, training, settings["seed"], task.chat)
 
 
-def _pairs(task: Task, training: Training, manifest: Path) -> dict[str, Pairs]:
+def pairs_of(task: Task, training: Training, manifest: Path) -> dict[str, Pairs]:
     """Read the rows of train and dev with the answers that are trained on; files are checked against the manifest."""
     choosing = training.choice_losses is not None
     return {

@@ -39,15 +39,21 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: Chat | None = None) -> l
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str, chat: Chat | None = None) -> list[int]:
-    """Return the answer's tokens and EOS. It is encoded apart from its prompt, as generation will see it.
+    """Return the answer's tokens. It is encoded apart from its prompt, as generation will see it.
 
-    In a chat the answer is stripped, as most templates do, and what ends the template's turn stands for EOS.
+    In a chat the answer is stripped, as most templates do.
     """
+    said = answer if chat is None else _turn(tokenizer, chat.system).lead + answer.strip()
+    return tokenizer.encode(said, add_special_tokens=False)
+
+
+def ended_ids(tokenizer: Tokenizer, answer: str, chat: Chat | None = None) -> list[int]:
+    """Return the answer's tokens and what ends it: EOS, or in a chat the end of the template's turn."""
+    said = answer_ids(tokenizer, answer, chat)
     if chat is not None:
-        turn = _turn(tokenizer, chat.system)
-        return [*tokenizer.encode(turn.lead + answer.strip(), add_special_tokens=False), *turn.end]
+        return [*said, *_turn(tokenizer, chat.system).end]
     assert tokenizer.eos_token_id is not None
-    return [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    return [*said, tokenizer.eos_token_id]
 
 
 def stop_ids(tokenizer: Tokenizer, chat: Chat | None = None) -> frozenset[int]:

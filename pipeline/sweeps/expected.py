@@ -43,7 +43,13 @@ def _run(run: Run) -> Node:
         "base": f"bases/{run.base.wildcards[0]}",
         "settings": deciding(point.settings),
         "kept": _kept([*run.finetune.needs.values(), *run.jobs]),
-        "records": {name: getattr(run, name).expected() for name in ("finetune", "merge", "score")},
+        "records": {
+            "prepare_model": run.finetune.needs["model"].expected(),
+            "quantize_base": run.finetune.needs["base"].expected(),
+            "finetune": run.finetune.expected(),
+            "merge": run.merge.expected(),
+            "score": run.score.expected(),
+        },
         "tasks": {name: job.expected() for name, job in run.evaluate.items()},
     }
 

@@ -213,7 +213,7 @@ class _Expansion:
 
     def _applicable(self, grid: Mapping[str, list[Any]], choices: dict[str, Any]) -> dict[str, list[Any]]:
         """Return the axes of values that the files of `choices` have; an adapter without rank ignores ranks."""
-        settings = {axis: self.nodes[axis][name] for axis, name in choices.items()} | {"seed": None}
+        settings: Node = {axis: self.nodes[axis][name] for axis, name in choices.items()} | {"seed": None}
         found = {
             axis: values
             for axis, values in grid.items()

@@ -158,7 +158,8 @@ class Task(Settings, ABC):
 
     @model_validator(mode="after")
     def _chat_fits(self) -> "Task":
-        if self.chat and (self.hidden is None or (self.generation and self.generation.kind != "replies")):
+        asked = self.generation is None or self.generation.kind in ("replies", "answers")
+        if self.chat and (self.hidden is None or not asked):
             raise ValueError("chat: must be null, for nothing is asked that a model could reply to")
         return self
 

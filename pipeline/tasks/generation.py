@@ -102,3 +102,7 @@ class Rolling(Generation):
     kind: ClassVar[str] = "text-likelihood"
 
     context: int = Field(ge=1, description="tokens that the model reads at once; lm-eval's is the model's own maximum")
+
+
+Texts = Likelihood | LineBlocks | Rolling
+"""What is asked of texts as a whole."""

@@ -32,14 +32,19 @@ ENDING_SECONDS = 90
 
 
 class Follower:
-    """The lines of a journal as they come, until stdin ends; `sha256` is of all that were read."""
+    """The lines of a journal as they come, until stdin ends; `sha256` is of all that were read.
+
+    A job that was killed and goes on puts another file in the journal's place, with a writer of its own.
+    """
 
     def __init__(self, journal: Path, ending_seconds: int) -> None:
         self._journal, self._ending_seconds, self._hash = journal, ending_seconds, hashlib.sha256()
+        self._file = journal.open("rb")
+        self._inode = os.fstat(self._file.fileno()).st_ino
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rest, ended = b"", False
-        with self._journal.open("rb") as file:
+        with self._file as file:
             while not ended:
                 ended = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])  # nobody writes there: it is the end
                 if ended:
@@ -48,6 +53,11 @@ class Follower:
                 for line in lines:
                     self._hash.update(line + b"\n")
                     yield json.loads(line)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another file has taken the journal's place."""
+        return self._journal.exists() and self._inode != self._journal.stat().st_ino
 
     @property
     def sha256(self) -> str:
@@ -64,6 +74,10 @@ def main(mode: str, journal: Path) -> int:
         with tempfile.TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True) as scratch:
             run = _begin(mode, head, scratch)
             _write(run, entries)
+        if (
+            mode == "offline" and follower.superseded
+        ):  # the new writer replaces what it finds, and may have looked too soon
+            shutil.rmtree(run.settings.sync_dir, ignore_errors=True)
     except (Error, TimeoutError) as error:
         print(f"W&B run {head['id']}: {mode}: {error}", file=sys.stderr, flush=True)
         return NO_SERVER if isinstance(error, CommError | TimeoutError) else 1

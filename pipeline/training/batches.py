@@ -13,7 +13,7 @@ import torch
 from pipeline.core.seeds import shuffled
 from pipeline.core.settings import SettingsError
 from pipeline.steps.choices import Choices
-from pipeline.steps.tokens import IGNORED, Tokenizer, answer_ids, prompt_ids
+from pipeline.steps.tokens import IGNORED, Tokenizer, ended_ids, prompt_ids
 from pipeline.steps.train import Batch
 from pipeline.tasks.base import Chat
 from pipeline.training.settings import ChoiceLosses
@@ -54,7 +54,7 @@ def encode(
     """
     rows, truncated = [], 0
     for name, prompt, answers in pairs:
-        head, tails = prompt_ids(tokenizer, prompt, chat), [answer_ids(tokenizer, answer, chat) for answer in answers]
+        head, tails = prompt_ids(tokenizer, prompt, chat), [ended_ids(tokenizer, answer, chat) for answer in answers]
         start = len(head) if loss_on == "answer" else 0
         right, *wrong = (Example((head + tail)[:max_length], start) for tail in tails)
         truncated += any(len(head) + len(tail) > max_length for tail in tails)

@@ -296,6 +296,5 @@ SMALL = {
 
 def rewrite(path: Path, **changes):
     """Write a record again, whole and well, with other contents."""
-    old = records.read(path)
-    fields = {key: changes.get(key, getattr(old, key)) for key in ("settings", "result", "about", "status")}
-    records.write(path, stage=old.stage, **fields)
+    old = {key: value for key, value in vars(records.read(path)).items() if key != "version"}
+    records.write(**(old | changes))

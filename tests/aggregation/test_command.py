@@ -14,7 +14,7 @@ from pipeline.stages import aggregate, figures, report
 
 MADE = ["aggregate.json", "layers.csv", "report.html", "rows.csv", "table.csv", "table.md", "table.tex", "table.txt"]
 FIGURES = [
-    "block-range", "drawn-ranks", "effective-rank", "layer-errors", "layer-losses", "rank-curve", "retention-vs-gain",
+    "block-range", "drawn-ranks", "effective-rank", "layers", "rank-curve", "retention-vs-gain",
     "score-vs-parameters", "states", "training-curves", "update-size",
 ]  # fmt: skip
 

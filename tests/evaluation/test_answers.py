@@ -70,7 +70,7 @@ def test_a_task_without_choices_has_its_answer(place, loaded):
         (one,) = item["answers"]
         expected = alone(loaded, f"Question: {row['question']}\nAnswer:", f" {row['answer']}")
         assert one["log_likelihood"] == pytest.approx(expected, rel=1e-5)
-    rules = place.score(WORDS).result["rules"]
+    rules = place.score(WORDS)["rules"]
     answers = [item["answers"][0] for item in place.items()]
     nats = sum(one["log_likelihood"] for one in answers)
     got = {name: rule["states"]["base"]["score"] for name, rule in rules.items()}
@@ -177,6 +177,6 @@ def test_rows_of_your_own_from_a_file(place, tmp_path, answers, answer):
     assert task.choices(found) == (" yes, a lot", " no")
     place.data([found])
     place.evaluate(CHOICES | {"answers": answers})
-    rules = place.score(CHOICES | {"answers": answers}).result["rules"]
+    rules = place.score(CHOICES | {"answers": answers})["rules"]
     assert set(rules) == {"gold-logprob", "gold-logprob-byte", "rank-token"}
     assert rules["rank-token"]["states"]["base"]["score"] in (0.0, 100.0)

@@ -11,9 +11,7 @@ import torch
 from pipeline.adapters import files
 from pipeline.adapters.lora import LoRA
 from pipeline.core import records
-from pipeline.core.settings import SettingsError, build, parse
-from pipeline.evaluation.settings import STATES, Evaluation
-from pipeline.models import states
+from pipeline.core.settings import SettingsError, build
 from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
 from pipeline.models.states import Label, entered
@@ -264,7 +262,7 @@ def test_a_prompt_that_does_not_fit_is_said_by_name_or_counted(place):
     assert {key: last[key] for key in ("item", "reply", "tokens", "stop")} == {
         "item": "long-1", "reply": "", "tokens": 0, "stop": "too-long",
     }  # fmt: skip
-    entry = place.score(WORDS).result["rules"]["gsm8k-strict"]["states"]["base"]
+    entry = place.score(WORDS)["rules"]["gsm8k-strict"]["states"]["base"]
     assert (entry["n"], entry["too_long"]) == (4, 1)
 
 
@@ -281,13 +279,6 @@ def test_limit_and_no_rows(place):
     place.data([])
     with pytest.raises(SettingsError, match="the test split has no rows"):
         place.evaluate(WORDS)
-
-
-def test_states_are_those_of_models():
-    assert states.STATES[1:] == STATES
-    for wrong, message in ((["traind"], "Did you mean 'trained'"), (["trained"] * 2, "twice"), ([], "states")):
-        with pytest.raises(SettingsError, match=message):
-            parse(Evaluation, {"states": wrong, "precision": "fp32"}, "evaluation")
 
 
 def test_a_rule_that_reads_other_items_is_refused():

@@ -14,7 +14,7 @@ from tests.house.tree import ROOT, files, pyproject
 
 LOCK = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 FROM_TORCH = re.compile("cuda-|nvidia-|triton=")  # torch asks for these itself, and only where there is CUDA
-OURS = {"pipeline", "snakemake_logger_plugin_sweep", "tests"}
+OURS = {"benchmarks", "pipeline", "snakemake_logger_plugin_sweep", "tests"}
 EXTRAS = pyproject()["project"]["optional-dependencies"]
 AS_A_ROW = {"bitsandbytes", "peft"}  # compared with; whoever chooses such a row and lacks the library is told
 RUNTIME = pyproject()["project"]["dependencies"]

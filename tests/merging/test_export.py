@@ -46,10 +46,7 @@ def finished(prepared, tmp_path):
         inputs = {"model": model, "base": manifest, "train": run / "train.json"}
         merge.run(slice_ | {"states": MERGED}, inputs, {"record": run / "merge.json"}, {"started": time.time()})
         stands = {"prepare_model": {"path": str(model)}, "quantize_base": {"path": str(manifest)}}
-        plan = {
-            "runs": [{"folder": f"runs/{run.name}", "base": "bases/b"}],
-            "bases": [{"folder": "bases/b", "records": stands}],
-        }
+        plan = {"runs": [{"folder": f"runs/{run.name}", "records": stands}]}
         records.write(tmp_path / "results/tables/demo/sweep.json", stage="plan", settings={}, result=plan, about={})
         return run
 

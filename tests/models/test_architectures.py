@@ -20,6 +20,7 @@ from pipeline.models.adapt import adapt
 from pipeline.models.load import load_base
 from pipeline.models.places import FusedPlace
 from pipeline.models.states import STATES, Label, entered
+from pipeline.models.trained import Adapters
 from tests.models.conftest import KINDS
 
 IDS = torch.tensor([[1, 5, 9, 20, 3, 7]])
@@ -197,5 +198,12 @@ def test_peft_computes_the_same_or_our_file_says_why_it_cannot(prepared, tmp_pat
         return
     peft = pytest.importorskip("peft")
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").eval()
-    torch.testing.assert_close(theirs(input_ids=IDS).logits, base.model(IDS).logits, rtol=1e-5, atol=1e-5)
-    assert (base.model(IDS).logits - model(IDS).logits).abs().max() > 1e-2
+    expected = base.model(IDS).logits
+    torch.testing.assert_close(theirs(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - model(IDS).logits).abs().max() > 1e-2
+    theirs.peft_config["default"].base_model_name_or_path = None
+    theirs.save_pretrained(tmp_path / "theirs")
+    adapters = Adapters(base)
+    adapters.load("back", tmp_path / "theirs")
+    adapters.use("back")
+    torch.testing.assert_close(base.model(IDS).logits, expected)

@@ -25,15 +25,19 @@ def package(tmp_path, monkeypatch):
     for name, text in files.items():
         (root / f"{name}.py").write_text(text)
 
+    def forget():
+        closure._file.cache_clear()
+        closure._parse.cache_clear()
+
     def digest(name="a", text=None):
         if text is not None:
             (root / f"{name}.py").write_text(text)
-        closure._file.cache_clear()
-        closure._parse.cache_clear()
+        forget()
         return closure.digest(closure.modules(["pipeline.a"]))
 
     digest.files = files
-    return digest
+    yield digest
+    forget()
 
 
 def test_closure(package):

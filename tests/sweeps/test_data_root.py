@@ -8,7 +8,10 @@ from pipeline.core.settings import SettingsError
 from pipeline.sweeps.compose import data_root, parsed, resolved
 
 ROWS = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)]
-OVERRIDES = "sweep.task=[gsm8k,gsm8k-demo] sweep.adapter=[lora] sweep.rank=[2] sweep.seed=[0]"
+OVERRIDES = (
+    "sweep.task=[gsm8k,gsm8k-demo] sweep.adapter=[lora] sweep.rank=[2] sweep.seed=[0] "
+    "task.gsm8k.generation.max_new_tokens=64"
+)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_one_task_may_have_another(plan, folder):
 
 def test_a_missing_file_is_named(plan, folder):
     (folder / "gsm8k/test.jsonl").unlink()
-    with pytest.raises(SettingsError, match=r"gsm8k/test.jsonl: a data source names this file"):
+    with pytest.raises(SettingsError, match=r"gsm8k/test.jsonl: the settings name this file"):
         plan(f"{OVERRIDES} data_root={folder}")
 
 

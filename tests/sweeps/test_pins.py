@@ -23,7 +23,8 @@ FILES = {
 }
 NAMES = {"train": ["main/train-00000-of-00001.jsonl"], "test": ["main/test-00000-of-00001.jsonl"]}
 OVERRIDES = "sweep.task=[gsm8k] sweep.adapter=[lora] sweep.rank=[2] sweep.seed=[0] data_root=null " + " ".join(
-    f"task.gsm8k.data.files.{split}={json.dumps(names)}" for split, names in NAMES.items()
+    [f"task.gsm8k.data.files.{split}={json.dumps(names)}" for split, names in NAMES.items()]
+    + ["task.gsm8k.generation.max_new_tokens=64"]
 )
 CONFIG = ["--config", f"overrides={OVERRIDES}"]
 

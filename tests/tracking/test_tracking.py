@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.core.records import write_atomic
 from pipeline.tracking import journal
 from pipeline.tracking.journal import tracked
 from tests.tracking import offline
@@ -98,6 +99,18 @@ def test_a_killed_job_that_goes_on_has_one_run_and_every_step_once(results):
     assert one.run["run_id"] == said["id"]
     assert one.steps == list(range(15))
     assert one.exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_slower_than_its_successor_leaves_no_file(results):
+    with tracked(folder(results), "finetune", CONFIG) as tracker:
+        tracker.log(0, {"loss": 1.0})
+        while not list(results.glob("wandb/offline-run-*")):
+            time.sleep(0.1)
+        path = folder(results) / journal.FILE
+        write_atomic(path, path.read_bytes())  # as the job does that goes on
+        tracker.end("ok", {})
+    assert not list(results.glob("wandb/offline-run-*"))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.core.settings import SettingsError, parse
+from pipeline.quantization.nf4 import NF4
 from pipeline.quantization.none import Dense
 from pipeline.steps.train import forward, mean_loss
 from pipeline.training import batches
@@ -111,8 +112,9 @@ def test_a_wrong_answer_that_is_certain_still_has_a_gradient():
 
 @pytest.mark.parametrize("path", tiny.ADAPTERS, ids=lambda path: path.stem)
 def test_every_adapter_trains_on_choices_or_says_that_it_cannot(path):
-    base = tiny.base(Dense())
-    method = tiny.place(tiny.settings(path), base)
+    adapter = tiny.settings(path)
+    base = tiny.base(NF4(block_size=64, double=True) if adapter.takes else Dense())
+    method = tiny.place(adapter, base)
     draw = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, base.model.config.vocab_size, (6,), generator=draw).tolist() for _ in range(3)]
     question = [Example(ids[0], 3, (Example(ids[1], 3), Example(ids[2], 3)))]
