@@ -75,7 +75,7 @@ def _row(name: str, settings: Any, found: Found) -> list[str]:
 def paper(settings: AdapterSettings) -> str:
     """Return the arXiv number that the method's module names for it, behind its label or first of all."""
     told = inspect.getdoc(inspect.getmodule(type(settings))) or ""
-    own = re.search(rf"^{re.escape(settings.label)}: .*?arXiv:([\d.]+\d)", told, re.MULTILINE | re.DOTALL)
+    own = re.search(rf"\b{re.escape(settings.label)}: .*?arXiv:([\d.]+\d)", told, re.DOTALL)
     found = own or re.search(r"arXiv:([\d.]+\d)", told)
     return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else "-"
 
@@ -87,7 +87,7 @@ def _refusals(found: Found) -> str:
         for step, outcome in told.items():
             if outcome != OK:
                 kind = "merge" if step in STATES else step
-                for why in outcome.split("; "):
+                for why in outcome.split("; ") if step == "absorb" else [outcome]:  # there several may come together
                     where[_prefixed(why, outcome), kind].append(tuple(cell))
     parts = []
     for title, prefix, steps in (

@@ -36,7 +36,7 @@ def settings(**changes):
     return parse(Training, node | changes)
 
 
-def run(path, folder, *, kill_after=None, made_by=MADE_BY, seed=0, **changes):
+def run(path, folder, *, kill_after=None, made_by=MADE_BY, seed=0, count=2, **changes):
     """Train one method from where its checkpoints are; return its final state and the outcome."""
     adapter = tiny.settings(path)
     quantized = adapter.method(seed=seed, total_steps=STEPS).quantized_base[0]
@@ -51,7 +51,7 @@ def run(path, folder, *, kill_after=None, made_by=MADE_BY, seed=0, **changes):
     outcome = train(
         Run(
             forward=partial(forward, base.model),
-            parts=lambda step: tiny.parts(2, step, seed),
+            parts=lambda step: tiny.parts(count, step, seed),
             method=method,
             optimizer=optimizer,
             settings=settings(**changes),
@@ -90,6 +90,15 @@ def test_two_seeds_differ_and_one_repeats(tmp_path):
     other, _ = run(path, tmp_path / "c", seed=1)
     assert equal(first, same)
     assert not any(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_a_step_in_parts_with_unequal_numbers_of_labels_is_the_step_as_a_whole(tmp_path):
+    path = by_name("lora")
+    (_, whole), (_, parted) = (run(path, tmp_path / str(count), count=count) for count in (1, 4))
+    for one, other in zip(whole.curve[:3], parted.curve[:3], strict=True):
+        assert one["labelled_tokens"] == other["labelled_tokens"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "record"])
