@@ -19,12 +19,12 @@ plan: .venv/sweep.stamp  ## show what `make sweep` would run, and why
 	snakemake --cores all --dry-run $(ARGS)
 
 test: .venv/dev.stamp  ## all tests, the linters and the end-to-end ones included; ARGS goes to pytest
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal $(ARGS)
 
 check: .venv/dev.stamp  ## style and fast tests, for the loop while you write
 	ruff check
 	ruff format --check
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest -m "not slow and not e2e" $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal -m "not slow and not e2e" $(ARGS)
 
 mutants: .venv/dev.stamp  ## put every defect of tests/mutants into a copy of the tree and see its tests turn red
 	python -m tests.mutants.run $(ARGS)
