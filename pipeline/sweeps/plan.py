@@ -152,8 +152,11 @@ class Plan:
 
     @cached_property
     def scores(self) -> list[str]:
-        """`input:` of the table: the scores of all runs and bases."""
-        return [self.of_table(path) for path in self._paths(self._scores)]
+        """`input:` of the table: the scores of all runs and bases, and what is made again without making them again."""
+        due = [job for job in self.shop.jobs.values() if job.due]
+        before = {id(need) for job in due for need in job.needs.values()} | {id(job) for job in self._scores}
+        alone = [job for job in due if id(job) not in before]
+        return [self.of_table(path) for path in self._paths([*self._scores, *alone])]
 
     def of_table(self, path: str) -> str:
         """Return an input of the table's own rules; a table that is not due waits for none."""
