@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from pipeline.adapters.lora import LoRAMethod
 from pipeline.core.records import RecordError
 from pipeline.core.settings import parse
 from pipeline.quantization.nf4 import NF4
@@ -90,6 +91,20 @@ def test_two_seeds_differ_and_one_repeats(tmp_path):
     other, _ = run(path, tmp_path / "c", seed=1)
     assert equal(first, same)
     assert not any(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_every_step_calls_the_hooks_in_their_order(tmp_path, monkeypatch):
+    called = []
+    for hook in ("before_step", "after_backward", "after_step", "refresh"):
+        monkeypatch.setattr(LoRAMethod, hook, lambda _, *step, hook=hook: called.append((hook, *step)))
+    run(by_name("lora"), tmp_path)
+    first = called.index(("before_step", 0))
+    assert set(called[:first]) == {("refresh",)}
+    assert called[first:] == [
+        one
+        for step in range(STEPS)
+        for one in (("before_step", step), ("after_backward", step), ("after_step", step), ("refresh",))
+    ]
 
 
 def test_a_step_in_parts_with_unequal_numbers_of_labels_is_the_step_as_a_whole(tmp_path):
